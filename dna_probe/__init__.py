@@ -1,0 +1,63 @@
+"""dna_probe: find the units of a frozen pretrained model that respond to forgery, and fit a few-shot detector on them.
+
+    layers = dna_probe.locate_layers(model, data)
+    scores = dna_probe.score_units(model, data, layers=layers)
+    units = dna_probe.truncate(scores)
+    detector = dna_probe.fit(model, data, shots=10)
+
+Names load on first use, so that importing the package imports neither torch nor timm.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AnchorClassifier": "anchor",
+    "Backbone": "backbones.contract",
+    "Detector": "detector",
+    "DnaProbeError": "errors",
+    "ImageSet": "images.sets",
+    "LayerReport": "location",
+    "Options": "collection",
+    "UnitScores": "scoring",
+    "UnitSet": "truncation",
+    "fit": "detector",
+    "load": "detector",
+    "locate_layers": "location",
+    "open_backbone": "backbones",
+    "probe_set": "images.probe_set",
+    "read_images": "images.layouts",
+    "score_units": "scoring",
+    "truncate": "truncation",
+}
+
+__all__ = [*_HOMES, "plots"]
+
+if TYPE_CHECKING:
+    from dna_probe import plots
+    from dna_probe.anchor import AnchorClassifier
+    from dna_probe.backbones import open_backbone
+    from dna_probe.backbones.contract import Backbone
+    from dna_probe.collection import Options
+    from dna_probe.detector import Detector, fit, load
+    from dna_probe.errors import DnaProbeError
+    from dna_probe.images.layouts import read_images
+    from dna_probe.images.probe_set import probe_set
+    from dna_probe.images.sets import ImageSet
+    from dna_probe.location import LayerReport, locate_layers
+    from dna_probe.scoring import UnitScores, score_units
+    from dna_probe.truncation import UnitSet, truncate
+
+
+def __getattr__(name: str) -> Any:
+    if name == "plots":
+        return import_module("dna_probe.plots")
+    if name in _HOMES:
+        return getattr(import_module(f"dna_probe.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'dna_probe' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

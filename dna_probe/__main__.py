@@ -1,0 +1,5 @@
+import sys
+
+from dna_probe.cli import main
+
+sys.exit(main())
