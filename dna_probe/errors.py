@@ -1,0 +1,49 @@
+"""Errors that a user can act on: what is wrong, why, what to do."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class DnaProbeError(Exception):
+    """Base of every error that dna_probe raises on purpose.
+
+    The message is one to three sentences: what is wrong, why, and what to do. The command line prints it as one line and
+    exits with status 2; a traceback means a bug of ours.
+    """
+
+    def __init__(self, what: str, why: str = "", fix: str = ""):
+        self.what, self.why, self.fix = what, why, fix
+        super().__init__(" ".join(part.rstrip(".") + "." for part in (what, why, fix) if part))
+
+
+class DataError(DnaProbeError):
+    """The images, labels or layout cannot be used as given."""
+
+
+class BackboneError(DnaProbeError):
+    """The model cannot be built, loaded or probed."""
+
+
+class SiteError(DnaProbeError):
+    """A site or unit does not exist in this backbone, or did not fire."""
+
+
+class NumericalError(DnaProbeError):
+    """An activation, gradient or score is not finite."""
+
+
+class ArtefactError(DnaProbeError):
+    """A saved detector or result is damaged, newer than this version, or does not belong to these weights."""
+
+
+def unknown_name(
+    kind: str, name: str, known: Iterable[str], error: type[DnaProbeError] = DnaProbeError, fix: str = ""
+) -> DnaProbeError:
+    """The error for a mistyped name, with near matches first and then the legal names."""
+    known = list(known)
+    near = get_close_matches(name, known, n=3, cutoff=0.6)
+    shown = known if len(known) <= 12 else [*known[:12], f"and {len(known) - 12} more"]
+    why = f"Did you mean {' or '.join(repr(match) for match in near)}?" if near else ""
+    # A question keeps its own mark; every other part ends in a full stop.
+    text = f"Unknown {kind} {name!r}."
+    return error(f"{text} {why}".strip() if why else text, "" if near else f"Known: {', '.join(shown)}", fix)

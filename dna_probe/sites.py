@@ -1,0 +1,148 @@
+"""Where a unit lives: site names, token reductions, unit names.
+
+Names follow TransformerLens: ``blocks.3.hook_resid_post`` is the residual stream after block 3,
+``blocks.3.mlp.hook_post`` its MLP hidden units after the non-linearity, ``blocks.3.attn.hook_pattern`` its attention
+probabilities; convolutional stages are ``stages.2.hook_out``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Literal
+
+from dna_probe.errors import SiteError, unknown_name
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Kind = Literal["residual", "mlp", "pattern", "stage"]
+Layout = Literal["tokens", "nhwc", "nchw", "vector"]
+
+REDUCTIONS = ("cls", "mean")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place in the network where activations are read.
+
+    Attributes:
+        name: TransformerLens name, unique in a backbone.
+        kind: ``residual``, ``mlp``, ``pattern`` or ``stage``.
+        layer: depth of the block or stage, counted from 0.
+        module: dotted path of the hooked module.
+        side: whether the activation is the module's ``output`` or its first ``input``.
+        layout: ``tokens`` (n, length, width), ``nhwc``, ``nchw`` or ``vector`` (n, width); patterns are
+            (n, heads, queries, keys) and carry ``tokens``.
+        width: units of one reading (heads, for a pattern).
+        prefix_tokens: tokens before the patches (CLS, distillation, registers).
+        class_token: whether token 0 is a CLS token.
+    """
+
+    name: str
+    kind: Kind
+    layer: int
+    module: str
+    side: Literal["output", "input"]
+    layout: Layout
+    width: int
+    prefix_tokens: int = 0
+    class_token: bool = False
+
+    @property
+    def default_reduction(self) -> str:
+        return "cls" if self.class_token else "mean"
+
+    def to_json(self) -> dict:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A site read through a token reduction: one number per unit and image."""
+
+    site: Site
+    reduction: str
+
+    def __post_init__(self):
+        if self.reduction not in REDUCTIONS:
+            raise unknown_name("reduction", self.reduction, REDUCTIONS, SiteError)
+        if self.reduction == "cls" and not self.site.class_token:
+            raise SiteError(
+                f"{self.site.name} has no CLS token to read",
+                "Its model pools its patches",
+                "Use the reduction 'mean'",
+            )
+
+    @property
+    def name(self) -> str:
+        """The site's name, with the reduction behind a colon where it is not the site's default."""
+        plain = self.reduction == self.site.default_reduction
+        return self.site.name if plain else f"{self.site.name}:{self.reduction}"
+
+    @property
+    def width(self) -> int:
+        return self.site.width
+
+    def unit(self, index: int) -> str:
+        return f"{self.name}[{index}]"
+
+    def reduce(self, activation: Tensor) -> Tensor:
+        """Activation of the site for a batch -> (n, width)."""
+        if self.site.layout == "vector":
+            return activation
+        if self.reduction == "cls":
+            return activation[:, 0]
+        return patch_tokens(self.site, activation).mean(1)
+
+    def reduce_gradient(self, gradient: Tensor) -> Tensor:
+        """Gradient of the output by the site -> derivative by the reading, (n, width).
+
+        For the patch mean this is the sum over patches: moving the mean by d moves every patch by d.
+        """
+        if self.site.layout == "vector":
+            return gradient
+        return gradient[:, 0] if self.reduction == "cls" else patch_tokens(self.site, gradient).sum(1)
+
+
+def patch_tokens(site: Site, activation: Tensor) -> Tensor:
+    """Spatial part of an activation as (n, patches, width), without prefix tokens."""
+    if site.layout == "tokens":
+        return activation[:, site.prefix_tokens :]
+    if site.layout == "nhwc":
+        return activation.flatten(1, 2)
+    if site.layout == "nchw":
+        return activation.flatten(2).transpose(1, 2)
+    return activation[:, None]
+
+
+_UNIT = re.compile(r"(?P<reading>.+)\[(?P<index>\d+)\]")
+
+
+def parse_unit(name: str) -> tuple[str, int]:
+    """``'blocks.7.mlp.hook_post:mean[412]'`` -> ``('blocks.7.mlp.hook_post:mean', 412)``."""
+    match = _UNIT.fullmatch(name)
+    if not match:
+        raise SiteError(f"{name!r} is not a unit name", fix="Write it as site[k], for example blocks.7.mlp.hook_post[412]")
+    return match["reading"], int(match["index"])
+
+
+def resolve_reading(name: str, sites: Mapping[str, Site]) -> Reading:
+    """A reading by name (``site`` or ``site:reduction``), or an error that lists near matches."""
+    site_name, _, reduction = name.partition(":")
+    site = resolve_site(site_name, sites)
+    return Reading(site, reduction or site.default_reduction)
+
+
+def resolve_site(name: str, sites: Mapping[str, Site]) -> Site:
+    if name not in sites:
+        raise unknown_name("site", name, sites, SiteError)
+    return sites[name]
+
+
+def readings_by_layer(readings: Iterable[Reading]) -> dict[int, list[Reading]]:
+    layers: dict[int, list[Reading]] = {}
+    for reading in readings:
+        layers.setdefault(reading.site.layer, []).append(reading)
+    return dict(sorted(layers.items()))
