@@ -1,0 +1,542 @@
+"""The detector: a frozen backbone cut off at its deepest unit, the units, the anchor classifier, and where it all came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dna_probe.anchor import AnchorClassifier
+from dna_probe.collection import Features, Gradients, Options, collect_features
+from dna_probe.errors import ArtefactError, DataError, DnaProbeError
+from dna_probe.evaluation.metrics import auc
+from dna_probe.images.layouts import read_images
+from dna_probe.images.sampling import draw_shots, require_two_classes
+from dna_probe.images.reading import name_of
+from dna_probe.images.sets import ImageSet
+from dna_probe.location import LayerReport, bounded, collect_layer_features, layer_reading, report_layers
+from dna_probe.probing import folds
+from dna_probe.scoring import (
+    DEFAULT_KINDS,
+    SCORERS,
+    UnitScores,
+    collect_evidence,
+    readings_of,
+    reference_head,
+    require_scorer,
+    score_features,
+)
+from dna_probe.sites import Reading, parse_unit, resolve_reading
+from dna_probe.truncation import UnitSet, truncate
+
+if TYPE_CHECKING:
+    from dna_probe.backbones.contract import Backbone
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The verdict on one image, or the reason why there is none."""
+
+    path: str
+    probability: float | None = None
+    verdict: str | None = None
+    threshold: float | None = None
+    error: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        if self.error is not None:
+            return {"path": self.path, "error": self.error}
+        return {
+            "path": self.path,
+            "probability": self.probability,
+            "verdict": self.verdict,
+            "threshold": self.threshold,
+        }
+
+
+@dataclass(frozen=True)
+class Detector:
+    """A fitted detector; make one with ``fit`` or ``load``.
+
+    Attributes:
+        backbone: the frozen model.
+        units: names of the units read, ``site[k]``, in depth order.
+        anchor: the classifier on them.
+        layers, scores, unit_set: how the units were found; None after ``load`` where they were not stored.
+        skipped: training images that could not be read, with the reason.
+        provenance: data fingerprint, parameters, versions, seeds.
+    """
+
+    backbone: Backbone
+    units: tuple[str, ...]
+    anchor: AnchorClassifier
+    layers: LayerReport | None = None
+    scores: UnitScores | None = None
+    unit_set: UnitSet | None = None
+    skipped: tuple[tuple[str, str], ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def classes_(self) -> np.ndarray:
+        return self.anchor.classes_
+
+    @property
+    def random_state(self) -> int:
+        return self.anchor.random_state
+
+    @property
+    def threshold(self) -> float:
+        return self.anchor.threshold_
+
+    @property
+    def readings(self) -> tuple[Reading, ...]:
+        """The readings that hold the units, in depth order."""
+        return tuple(self.units_by_reading)
+
+    @property
+    def deepest_layer(self) -> int:
+        """The block or stage after which the forward pass stops, counted from 0."""
+        return max(reading.site.layer for reading in self.readings)
+
+    @property
+    def units_by_reading(self) -> dict[Reading, list[int]]:
+        """Positions of the units in each reading, in depth order."""
+        wanted: dict[Reading, list[int]] = {}
+        for unit in self.units:
+            name, index = parse_unit(unit)
+            wanted.setdefault(resolve_reading(name, self.backbone.sites), []).append(index)
+        return wanted
+
+    @property
+    def out_of_fold_auc(self) -> float | None:
+        """AUC of the cross-fitted scores of the training images; None where they could not be cross-fitted."""
+        return self.provenance.get("out_of_fold_auc")
+
+    def get_feature_names_out(self) -> np.ndarray:
+        return np.array(self.units, dtype=object)
+
+    def get_support(self, indices: bool = False) -> np.ndarray:
+        """Which of the scored units are read, as in scikit-learn.
+
+        Raises:
+            DnaProbeError: the detector was stored without its scores.
+        """
+        if self.unit_set is None:
+            raise DnaProbeError("This detector was loaded without its scores", fix="Use get_feature_names_out()")
+        return self.unit_set.get_support(indices)
+
+    def transform(self, images: Any, options: Options | None = None) -> np.ndarray:
+        """Values of the units on each image, (n, units).
+
+        Raises:
+            DataError: an image cannot be read; it is named with the reason.
+        """
+        values, _, failures = self._unit_values(_as_set(images), options)
+        if failures:
+            name, reason = failures[0]
+            raise DataError(
+                f"{len(failures)} of {len(values) + len(failures)} images cannot be read; first {name}: {reason}",
+                fix="Leave them out, or use judge(), which reports them one by one",
+            )
+        return values
+
+    def predict_proba(self, images: Any, options: Options | None = None) -> np.ndarray:
+        """Probabilities of real and fake, (n, 2), in the order given.
+
+        Args:
+            images: paths, PIL images, arrays or tensors; or one of them; or a folder or ``ImageSet``.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        return self.anchor.predict_proba(self.transform(images, options))
+
+    def predict(self, images: Any, options: Options | None = None) -> np.ndarray:
+        """1 for fake, 0 for real, at the stored threshold, (n,)."""
+        return (self.predict_proba(images, options)[:, 1] >= self.threshold).astype(int)
+
+    def judge(self, images: Any, options: Options | None = None) -> list[Prediction]:
+        """A verdict per image, in the order given; an unreadable image keeps its place with the reason."""
+        image_set = _as_set(images)
+        names = [name_of(image, i) for i, image in enumerate(image_set.images)]
+        values, index, failures = self._unit_values(image_set, options, may_be_empty=True)
+        result = [Prediction(name, error=dict(failures).get(name, "unreadable")) for name in names]
+        if len(index):
+            for position, probability in zip(index, self.anchor.predict_proba(values)[:, 1], strict=True):
+                p = float(probability)
+                result[position] = Prediction(names[position], p, self.anchor.verdict(p), self.threshold)
+        return result
+
+    def _unit_values(
+        self, images: ImageSet, options: Options | None, may_be_empty: bool = False
+    ) -> tuple[np.ndarray, list[int], list[tuple[str, str]]]:
+        wanted = self.units_by_reading
+        marked = ImageSet(
+            images.images, images.labels, images.generators, tuple(str(i) for i in range(len(images))), images.splits, images.origin
+        )
+        try:
+            features = collect_features(self.backbone, marked, list(wanted), options=options)
+        except DataError as error:
+            if not may_be_empty or not error.what.startswith("None of"):
+                raise
+            return np.empty((0, len(self.units))), [], _reasons(images)
+        values = np.concatenate([features.values[reading.name][:, index] for reading, index in wanted.items()], axis=1)
+        return values, [int(group) for group in features.images.groups], list(features.images.skipped)
+
+    def save(self, folder: str | Path, overwrite: bool = False) -> Path:
+        """Write ``manifest.json`` and ``arrays.safetensors`` (and the layer and unit reports) into a folder.
+
+        It is written beside and renamed at the end, so an interrupt or a full disk leaves what was there.
+
+        Raises:
+            ArtefactError: the folder is not empty and ``overwrite`` is not set, or it cannot be written.
+        """
+        from safetensors.numpy import save
+
+        arrays = {name: np.ascontiguousarray(values) for name, values in self.anchor.to_arrays().items()}
+        content = save(arrays)
+        manifest = {
+            "schema": f"dna_probe.detector/{SCHEMA}",
+            "backbone": self.backbone.identity(),
+            "preprocessing": self.backbone.preprocessing.to_json(),
+            "units": list(self.units),
+            "anchor": self.anchor.to_json(),
+            "arrays_sha256": hashlib.sha256(content).hexdigest(),
+            "skipped": [list(pair) for pair in self.skipped],
+            "unit_set": self.unit_set.to_json() if self.unit_set else None,
+            "provenance": dict(self.provenance),
+        }
+        with replacing_folder(folder, overwrite) as beside:
+            (beside / "manifest.json").write_text(json.dumps(manifest, indent=1))
+            (beside / "arrays.safetensors").write_bytes(content)
+            if self.layers is not None:
+                (beside / "layers.json").write_text(json.dumps(self.layers.to_json()))
+            if self.scores is not None:
+                (beside / "scores.json").write_text(json.dumps(self.scores.to_json()))
+        return Path(folder)
+
+    def __repr__(self) -> str:
+        low, high = self.anchor.band_
+        return (
+            f"Detector on {self.backbone.name}: {len(self.units)} units of {len(self.readings)} readings, "
+            f"stops after layer {self.deepest_layer + 1} of {self.backbone.depth}; {self.anchor.kind}, "
+            f"threshold {self.threshold:.3f}, unsure {low:.3f} to {high:.3f}"
+        )
+
+
+def fit(
+    model: Any,
+    data: Any,
+    shots: int | None = None,
+    layers: LayerReport | Sequence[str] | None = None,
+    *,
+    rule: str = "transition",
+    kinds: Sequence[str] = DEFAULT_KINDS,
+    scorer: str = "triadic",
+    cut: str = "knee",
+    scope: str = "global",
+    classifier: str = "logistic",
+    seed: int = 0,
+    options: Options | None = None,
+    **cut_parameters: float,
+) -> Detector:
+    """Locate layers, score their units, cut, and fit the anchor classifier, all on the training images alone.
+
+    Args:
+        model: any ``torch.nn.Module``, a backbone name, or a ``Backbone``.
+        data: a folder, a manifest, ``(images, labels)`` or an ``ImageSet``.
+        shots: images per class, drawn evenly over generators and groups; None takes all.
+        layers: a ``LayerReport`` (``locate_layers(model)`` on the built-in probe set, say) or site names; None locates them
+            on the training images.
+        rule, kinds, scorer, cut, scope, classifier: names, see ``layer_rules``, ``scoring``, ``truncation`` and ``anchor``;
+            ``cut_parameters`` go to the cut.
+
+    The threshold and the calibration rest on cross-fitted scores: in each fold the units are scored and cut again without
+    the fold's images, so that the selection is not judged on the images it was made on.
+
+    Raises:
+        DataError: no folder, one class only, fewer images than shots, nothing readable.
+        DnaProbeError: a mistyped name, no layer taken, no unit left.
+        NumericalError: an activation, gradient or score is not finite.
+    """
+    from dna_probe.backbones import open_backbone
+
+    require_scorer(scorer)
+    AnchorClassifier(classifier)
+    backbone = open_backbone(model)
+    images = read_images(data)
+    require_two_classes(images)
+    if shots is not None:
+        images = draw_shots(images, shots, seed)
+    last = layer_reading(backbone.layers[-1])
+    if layers is None:
+        layer_features = collect_layer_features(backbone, bounded(images, seed), options)
+        layers = report_layers(backbone, layer_features, rule=rule, seed=seed)
+    elif SCORERS[scorer].needs_gradients:
+        layer_features = collect_features(backbone, bounded(images, seed), [last], options=options)
+    names = layers.selected if isinstance(layers, LayerReport) else list(layers)
+    readings = readings_of(backbone, names, kinds)
+    head = reference_head(layer_features, last, seed) if SCORERS[scorer].needs_gradients else None
+    features, gradients = collect_evidence(backbone, images, readings, head, options)
+    require_two_classes(features.images)
+    scores = score_features(features, readings, scorer, gradients, seed, {"backbone": backbone.identity()})
+    unit_set = truncate(scores, cut, scope, **cut_parameters)
+    if not len(unit_set):
+        raise DnaProbeError(f"No unit is left: {unit_set.reason}", fix="Use another cut, for example 'fraction'")
+    anchor = AnchorClassifier(classifier, random_state=seed)
+    values, labels, groups = features.of(readings), features.images.labels, features.images.groups
+    anchor.strength_ = anchor.choose_strength(values[:, unit_set.mask], labels, groups)
+    cross_fitted = _cross_fit(features, readings, scorer, gradients, anchor, unit_set, seed)
+    anchor.strength = anchor.strength_
+    anchor.fit(values[:, unit_set.mask], labels, groups, cross_fitted)
+    return Detector(
+        backbone=backbone,
+        units=tuple(unit_set.units),
+        anchor=anchor,
+        layers=layers if isinstance(layers, LayerReport) else None,
+        scores=scores,
+        unit_set=unit_set,
+        skipped=features.images.skipped,
+        provenance={
+            "data": features.images.fingerprint(),
+            "origin": images.origin,
+            "images": {"real": int((labels == 0).sum()), "fake": int((labels == 1).sum())},
+            "layers": names,
+            "rule": layers.rule if isinstance(layers, LayerReport) else "named",
+            "kinds": list(kinds),
+            "scorer": scorer,
+            "classifier": classifier,
+            "shots": shots,
+            "seed": seed,
+            "out_of_fold_auc": None if cross_fitted is None else auc(labels, cross_fitted),
+            "versions": versions(),
+        },
+    )
+
+
+def _cross_fit(
+    features: Features,
+    readings: Sequence[Reading],
+    scorer: str,
+    gradients: Gradients | None,
+    anchor: AnchorClassifier,
+    unit_set: UnitSet,
+    seed: int,
+) -> np.ndarray | None:
+    """Decision values of each training image from units and a classifier chosen without its group, (n,)."""
+    images, values = features.images, features.of(readings)
+    scores = np.zeros(len(images))
+    pairs = folds(images.labels, images.groups, seed=seed)
+    for train, test in pairs:
+        part = Features(images.subset(train), {n: v[train] for n, v in features.values.items()}, {})
+        mask = truncate(
+            score_features(part, readings, scorer, gradients, seed, resamples=0),
+            unit_set.cut,
+            unit_set.scope,
+            **unit_set.parameters,
+        ).mask
+        # A fold in which nothing passes the cut is read through the units of the whole set.
+        mask = mask if mask.any() else unit_set.mask
+        fitted = AnchorClassifier(anchor.kind, anchor.strength_, random_state=seed)
+        scores[test] = fitted.fit_decision(values[train][:, mask], images.labels[train], values[test][:, mask])
+    return scores if pairs else None
+
+
+def load(folder: str | Path, model: Any = None, weights: str | Path | None = None, device: str = "auto") -> Detector:
+    """Read a detector that ``save`` wrote.
+
+    Args:
+        model: the backbone, where the detector was fitted on a module that cannot be rebuilt by name.
+
+    Raises:
+        ArtefactError: not a detector, damaged, written by a newer version, or other weights than those it was fitted with.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as load_arrays
+
+    from dna_probe.backbones import open_backbone
+    from dna_probe.images.reading import Preprocessing
+
+    folder = Path(folder)
+    manifest = read_manifest(folder)
+    try:
+        content = (folder / "arrays.safetensors").read_bytes()
+    except OSError as error:
+        raise ArtefactError(f"{folder} has no readable arrays.safetensors", error.strerror or "", "Fit it again") from error
+    if hashlib.sha256(content).hexdigest() != manifest["arrays_sha256"]:
+        raise ArtefactError(
+            f"{folder / 'arrays.safetensors'} is damaged", "Its SHA-256 is not the one in manifest.json", "Copy or fit it again"
+        )
+    try:
+        arrays = load_arrays(content)
+    except SafetensorError as error:
+        raise ArtefactError(f"{folder / 'arrays.safetensors'} is damaged", str(error), "Copy or fit it again") from error
+    identity = manifest["backbone"]
+    if model is None and not identity.get("spec"):
+        raise ArtefactError(
+            f"{folder} was fitted on a model object ({identity['name']})",
+            "It cannot be rebuilt by name",
+            "Pass it: dna_probe.load(folder, model=...)",
+        )
+    backbone = open_backbone(
+        identity["spec"] if model is None else model,
+        weights=weights or identity.get("weights"),
+        device=device,
+        preprocessing=Preprocessing.from_json(manifest["preprocessing"]),
+    )
+    if backbone.weight_hash != identity["weight_hash"]:
+        raise ArtefactError(
+            f"The weights of {backbone.name} are not those that {folder} was fitted with",
+            f"SHA-256 {backbone.weight_hash[:12]} instead of {identity['weight_hash'][:12]}",
+            "Load the same weights, or fit again",
+        )
+    layers = _stored(folder / "layers.json", LayerReport.from_json)
+    scores = _stored(folder / "scores.json", UnitScores.from_json)
+    return Detector(
+        backbone=backbone,
+        units=tuple(manifest["units"]),
+        anchor=AnchorClassifier.restore(manifest["anchor"], arrays),
+        layers=layers,
+        scores=scores,
+        unit_set=_restored_units(manifest, scores),
+        skipped=tuple((name, reason) for name, reason in manifest["skipped"]),
+        provenance=manifest["provenance"],
+    )
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a detector folder.
+
+    Raises:
+        ArtefactError: missing, not JSON, incomplete, or of a newer schema.
+    """
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text())
+    except OSError as error:
+        raise ArtefactError(
+            f"{folder} is not a detector", "It has no readable manifest.json", "Give the folder that 'fit' wrote"
+        ) from error
+    except ValueError as error:
+        raise ArtefactError(f"{path} is damaged", str(error), "Copy or fit it again") from error
+    kind, _, version = str(manifest.get("schema", "") if isinstance(manifest, dict) else "").partition("/")
+    if kind != "dna_probe.detector" or not version.isdigit():
+        raise ArtefactError(f"{folder} is not a detector", "Its manifest has another schema", "Give the folder that 'fit' wrote")
+    if int(version) > SCHEMA:
+        raise ArtefactError(
+            f"{folder} was written by a newer dna_probe",
+            f"Its schema is {version}, this version reads up to {SCHEMA}",
+            "Upgrade dna-probe",
+        )
+    missing = {"backbone", "preprocessing", "units", "anchor", "arrays_sha256", "skipped", "provenance"} - set(manifest)
+    if missing:
+        raise ArtefactError(f"{path} is damaged", f"It lacks {', '.join(sorted(missing))}", "Copy or fit it again")
+    return manifest
+
+
+def _stored(path: Path, read: Any) -> Any:
+    try:
+        return read(json.loads(path.read_text())) if path.exists() else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ArtefactError(f"{path} is damaged", f"{type(error).__name__}: {error}", "Copy or fit it again") from error
+
+
+def _restored_units(manifest: Mapping[str, Any], scores: UnitScores | None) -> UnitSet | None:
+    stored = manifest.get("unit_set")
+    if stored is None or scores is None:
+        return None
+    return UnitSet(
+        scores=scores,
+        mask=np.isin(scores.units, stored["units"]),
+        cut=stored["cut"],
+        scope=stored["scope"],
+        reason=stored["reason"],
+        found=stored["found"],
+        spread=tuple(stored["spread"]),
+        parameters=stored["parameters"],
+    )
+
+
+@contextmanager
+def replacing_folder(folder: str | Path, overwrite: bool = False) -> Iterator[Path]:
+    """A new folder to write into, renamed to ``folder`` when the context ends well and removed when it does not.
+
+    Raises:
+        ArtefactError: ``folder`` is a file, or is not empty and ``overwrite`` is not set, or the disk refuses.
+    """
+    folder = Path(folder)
+    require_free(folder, overwrite)
+    beside = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        beside.mkdir(parents=True)
+        yield beside
+        old = folder.with_name(f".{folder.name}.old.{uuid.uuid4().hex[:8]}")
+        if folder.exists():
+            folder.rename(old)
+        beside.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise ArtefactError(
+            f"{folder} could not be written",
+            error.strerror or str(error),
+            "Free some space or choose another folder; nothing that was there has changed",
+        ) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def require_free(folder: str | Path, overwrite: bool = False) -> None:
+    """Raise ``ArtefactError`` where writing would destroy something."""
+    folder = Path(folder)
+    if folder.is_file():
+        raise ArtefactError(f"{folder} is a file", "A folder is written", "Choose another name")
+    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+        raise ArtefactError(f"{folder} is not empty", "It would be replaced", "Choose another folder or pass --overwrite")
+
+
+def versions() -> dict[str, str]:
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("dna-probe", "torch", "timm", "scikit-learn", "numpy", "kneed", "pillow")}
+
+
+def _as_set(images: Any) -> ImageSet:
+    if isinstance(images, ImageSet):
+        return images
+    if isinstance(images, str | Path) and Path(images).is_dir():
+        from dna_probe.images.layouts import read_unlabelled
+
+        images = read_unlabelled([images])
+    elif not isinstance(images, list | tuple) and getattr(images, "ndim", 3) != 4:
+        images = [images]
+    count = len(images)
+    return ImageSet(
+        images=tuple(Path(i) if isinstance(i, str) else i for i in images),
+        labels=np.full(count, -1),
+        generators=("",) * count,
+        groups=tuple(str(i) for i in range(count)),
+        splits=("",) * count,
+        origin="the images given",
+    )
+
+
+def _reasons(images: ImageSet) -> list[tuple[str, str]]:
+    from dna_probe.images.reading import UnreadableImage, read_image
+
+    reasons = []
+    for position, image in enumerate(images.images):
+        try:
+            read_image(image)
+        except UnreadableImage as error:
+            reasons.append((name_of(image, position), error.reason))
+    return reasons

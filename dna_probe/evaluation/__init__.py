@@ -1,0 +1,1 @@
+"""Measures and controls that stand beside every result."""
