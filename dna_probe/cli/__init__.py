@@ -1,0 +1,55 @@
+"""The command line: one thin file per command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from dna_probe.cli.backbones import backbones
+from dna_probe.cli.demo import demo
+from dna_probe.cli.fit import fit
+from dna_probe.cli.locate import locate
+from dna_probe.cli.plot import plot
+from dna_probe.cli.predict import predict
+from dna_probe.errors import DnaProbeError
+
+app = typer.Typer(
+    name="dna-probe",
+    help="Find the units of a frozen pretrained model that respond to forgery, and fit a few-shot detector on them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (demo, locate, fit, predict, plot, backbones):
+    app.command()(command)
+
+
+@app.callback(invoke_without_command=True)
+def top(version: bool = typer.Option(False, "--version", help="Print the version and stop.")) -> None:
+    if version:
+        import dna_probe
+
+        typer.echo(dna_probe.__version__)
+        raise typer.Exit
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status (0 done, 2 wrong usage or input, 3 done but images unreadable, 1 else)."""
+    try:
+        app(args=list(arguments) if arguments is not None else None, prog_name="dna-probe")
+    except SystemExit as end:
+        return int(end.code or 0)
+    except DnaProbeError as error:
+        typer.echo(f"dna-probe: {error}", err=True)
+        return 2
+    except KeyboardInterrupt:
+        typer.echo("dna-probe: interrupted; nothing was written", err=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

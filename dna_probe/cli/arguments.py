@@ -1,0 +1,72 @@
+"""Options that several commands share, and what they turn into."""
+
+from __future__ import annotations
+
+import json as jsonlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from dna_probe.backbones.contract import Backbone
+    from dna_probe.collection import Options
+
+BackboneName = Annotated[
+    str,
+    typer.Option("--backbone", help="'nano' (built in), a timm model name, or path/to/file.py:factory."),
+]
+Weights = Annotated[Path | None, typer.Option("--weights", help="Local weights: .safetensors, or .pth.")]
+RandomWeights = Annotated[bool, typer.Option("--random-weights", help="Untrained weights, as a control.")]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of every draw.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images in one forward pass.")]
+Workers = Annotated[int, typer.Option("--workers", min=0, help="Threads that decode images.")]
+Cache = Annotated[Path | None, typer.Option("--cache", help="Folder for features of images already seen.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no table.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace --out if it is there.")]
+
+
+def make_options(batch_size: int, workers: int, cache: Path | None, quiet: bool) -> Options:
+    from dna_probe.collection import Options
+
+    return Options(batch_size=batch_size, workers=workers, cache=cache, progress=not quiet)
+
+
+def make_backbone(name: str, weights: Path | None, device: str, random_weights: bool) -> Backbone:
+    from dna_probe.backbones import open_backbone
+
+    return open_backbone(name, weights=weights, device=device, random_weights=random_weights)
+
+
+def echo_json(data: Any) -> None:
+    typer.echo(jsonlib.dumps(data, indent=1))
+
+
+def echo_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A table for people on standard output."""
+    import sys
+
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, overflow="fold", no_wrap=i == 0)
+    for row in rows:
+        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
+    console = Console(file=sys.stdout, highlight=False)
+    if not console.is_terminal:
+        console.width = 140
+    console.print(table)
+
+
+def report_skipped(skipped: Sequence[tuple[str, str]]) -> None:
+    """Name each image that could not be read on standard error; ends the command with status 3 if there is one."""
+    for name, reason in skipped:
+        typer.echo(f"skipped {name}: {reason}", err=True)
+    if skipped:
+        raise typer.Exit(3)

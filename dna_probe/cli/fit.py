@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dna_probe.cli import arguments as shared
+
+
+def fit(
+    data: Annotated[Path, typer.Argument(help="Folder (real/, fake/<generator>/) or manifest of training images.")],
+    out: Annotated[Path, typer.Option(help="Folder for the detector.")],
+    backbone: shared.BackboneName = "nano",
+    shots: Annotated[int | None, typer.Option(min=1, help="Images per class; left out, all.")] = None,
+    rule: Annotated[str, typer.Option(help="Layer rule.")] = "transition",
+    layer: Annotated[list[str] | None, typer.Option(help="Site name of a layer, in place of a rule; repeatable.")] = None,
+    kinds: Annotated[str, typer.Option(help="Unit kinds, by comma: cls, mean, mlp, mlp_mean.")] = "cls",
+    scorer: Annotated[str, typer.Option(help="Unit scorer.")] = "triadic",
+    cut: Annotated[str, typer.Option(help="knee, top_k, fraction or fdr.")] = "knee",
+    scope: Annotated[str, typer.Option(help="Cut one ranking of all units (global) or one per layer.")] = "global",
+    classifier: Annotated[
+        str, typer.Option(help="logistic, linear_svm, rbf_svm, lda or prototype.")
+    ] = "logistic",
+    weights: shared.Weights = None,
+    random_weights: shared.RandomWeights = False,
+    seed: shared.Seed = 0,
+    device: shared.Device = "auto",
+    batch_size: shared.BatchSize = 16,
+    workers: shared.Workers = 2,
+    cache: shared.Cache = None,
+    overwrite: shared.Overwrite = False,
+    quiet: shared.Quiet = False,
+    json: shared.Json = False,
+) -> None:
+    """Fit a few-shot detector on the units that respond to forgery."""
+    from dna_probe.detector import fit as fit_detector
+    from dna_probe.detector import require_free
+    from dna_probe.images.layouts import read_images
+
+    require_free(out, overwrite)
+    images = read_images(data)
+    model = shared.make_backbone(backbone, weights, device, random_weights)
+    detector = fit_detector(
+        model,
+        images,
+        shots,
+        layer or None,
+        rule=rule,
+        kinds=[kind.strip() for kind in kinds.split(",")],
+        scorer=scorer,
+        cut=cut,
+        scope=scope,
+        classifier=classifier,
+        seed=seed,
+        options=shared.make_options(batch_size, workers, cache, quiet),
+    )
+    detector.save(out, overwrite)
+    if json:
+        shared.echo_json(summary(detector))
+    elif not quiet:
+        echo_detector(detector)
+        typer.echo(f"Written to {out}")
+    shared.report_skipped(detector.skipped)
+
+
+def summary(detector) -> dict:
+    """What was fitted, in the stable JSON form."""
+    return {
+        "schema": "dna_probe.fit/1",
+        "backbone": detector.backbone.name,
+        "layers": detector.provenance["layers"],
+        "units": list(detector.units),
+        "units_scored": len(detector.unit_set.mask),
+        "cut": detector.unit_set.to_json() | {"units": len(detector.units)},
+        "threshold": detector.threshold,
+        "unsure": list(detector.anchor.band_),
+        "calibrated": detector.anchor.calibrated_,
+        "out_of_fold_auc": detector.out_of_fold_auc,
+        "provenance": dict(detector.provenance),
+    }
+
+
+def echo_detector(detector) -> None:
+    counts = detector.provenance["images"]
+    low, high = detector.anchor.band_
+    auc = detector.out_of_fold_auc
+    rows = [
+        ("trained on", f"{counts['real']} real and {counts['fake']} fake images"),
+        ("layers", ", ".join(detector.provenance["layers"])),
+        ("units", f"{len(detector.units)} of {len(detector.unit_set.mask)}: {detector.unit_set.reason}"),
+        ("classifier", f"{detector.anchor.kind}, C = {detector.anchor.strength_:g}"),
+        ("threshold", f"{detector.threshold:.3f}, unsure between {low:.3f} and {high:.3f}"),
+        (
+            "AUC, cross-fitted",
+            "too few images to cross-fit" if auc is None else f"{auc:.3f} on the training generators only",
+        ),
+        ("forward pass", f"stops after layer {detector.deepest_layer + 1} of {detector.backbone.depth}"),
+    ]
+    shared.echo_table(f"Detector on {detector.backbone.name}", ["", ""], rows)

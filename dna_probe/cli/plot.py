@@ -1,0 +1,36 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dna_probe.cli import arguments as shared
+from dna_probe.errors import ArtefactError, unknown_name
+
+
+def plot(
+    figure: Annotated[str, typer.Argument(help="attention-shift, layers or scores.")],
+    run: Annotated[Path, typer.Argument(help="Folder that 'locate', 'fit' or 'demo' wrote.")],
+    out: Annotated[Path, typer.Option(help="File to write: .pdf, .svg or .png.")],
+    columns: Annotated[int | None, typer.Option(min=1, max=2, help="Width: 1 or 2 columns of a paper.")] = None,
+    overwrite: shared.Overwrite = False,
+    quiet: shared.Quiet = False,
+) -> None:
+    """Draw a figure for a paper from a finished run."""
+    from dna_probe import plots
+
+    if figure not in plots.FIGURES:
+        raise unknown_name("figure", figure, plots.FIGURES)
+    draw, result = plots.FIGURES[figure], plots.read_result(figure, run)
+    if result is None:
+        raise ArtefactError(
+            f"{run} holds nothing to draw {figure} from",
+            "The folder has no such result",
+            "Give a folder that 'locate' or 'fit' wrote",
+        )
+    drawn, _ = draw(result) if columns is None else draw(result, columns=columns)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    plots.save(drawn, out, overwrite)
+    if not quiet:
+        typer.echo(f"Written to {out}")
