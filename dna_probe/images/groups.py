@@ -1,0 +1,82 @@
+"""Which images belong together, told from their file names."""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from dna_probe.images.sets import FAKE, REAL
+
+_TOKEN = re.compile(r"\d+|[^\W\d_]+|[\W_]+")
+
+
+def natural_key(path: object) -> list[tuple[int, int, str]]:
+    """A sorting key under which frame 2 comes before frame 10."""
+    text = path.as_posix() if isinstance(path, Path) else str(path)
+    tokens = re.findall(r"\d+|\D+", text)
+    return [(0, int(t), t) if t.isascii() and t.isdigit() else (1, 0, t.casefold()) for t in tokens] + [(-1, 0, text)]
+
+
+def find_groups(
+    paths: Sequence[Path], labels: Sequence[int], generators: Sequence[str], contexts: Sequence[str]
+) -> tuple[str, ...]:
+    """The group of each image: images made from one prompt, or forged from one photograph, share it.
+
+    A fake's key is its file stem without the generator's name and without the words that all stems of its generator
+    begin with: `ai_SDXL_Base_10` becomes `10`. A key that at least two generators have is a group. A real image
+    shares the group of the fakes whose whole stem, or whose key, is its own whole stem. Every other image is its own
+    group, named by its path. `contexts` (subject or split folders) keep equal stems of different folders apart.
+
+    Numbering alone can group images that have nothing to do with each other. That costs a little freedom in splitting
+    and never leaks.
+    """
+    stems = [path.stem for path in paths]
+    keys = list(stems)
+    by_generator: dict[str, list[int]] = defaultdict(list)
+    for position, label in enumerate(labels):
+        if label == FAKE:
+            by_generator[generators[position]].append(position)
+    for generator, positions in by_generator.items():
+        for position, key in zip(positions, _residuals([stems[p] for p in positions], generator), strict=True):
+            keys[position] = key
+    full = [f"{context}/{key}" if context else key for context, key in zip(contexts, keys, strict=True)]
+    raw = [f"{context}/{stem}" if context else stem for context, stem in zip(contexts, stems, strict=True)]
+
+    makers: dict[str, set[str]] = defaultdict(set)
+    for generator, positions in by_generator.items():
+        for position in positions:
+            makers[full[position]].add(generator)
+    real_stems = {raw[position] for position, label in enumerate(labels) if label == REAL}
+    groups = [path.as_posix() for path in paths]
+    of_stem: dict[str, str] = {}
+    for positions in by_generator.values():
+        for position in positions:
+            if len(makers[full[position]]) > 1 or full[position] in real_stems:
+                groups[position] = full[position]
+            elif raw[position] in real_stems:
+                groups[position] = raw[position]
+            else:
+                continue
+            of_stem.setdefault(raw[position], groups[position])
+            of_stem.setdefault(full[position], groups[position])
+    for position, label in enumerate(labels):
+        if label == REAL:
+            groups[position] = of_stem.get(raw[position], groups[position])
+    return tuple(groups)
+
+
+def _residuals(stems: list[str], generator: str) -> list[str]:
+    """Stems without the generator's name and without the leading words that all of them share."""
+    name = re.compile(rf"(?<![^\W_]){re.escape(generator)}(?![^\W_])", re.IGNORECASE)
+    tokens = [_TOKEN.findall(name.sub("", stem, count=1)) or [stem] for stem in stems]
+    shared = 0
+    shortest = min(len(words) for words in tokens)
+    while shared < shortest - 1 and len({words[shared] for words in tokens}) == 1:
+        shared += 1
+    # A number that happens to be common is part of what names the image, so only words and marks go.
+    while shared and any(word.isdigit() for word in tokens[0][:shared]):
+        shared -= 1
+    left = ["".join(words[shared:]).strip("_-. ") for words in tokens]
+    return [rest or stem for rest, stem in zip(left, stems, strict=True)]
