@@ -85,12 +85,12 @@ def collect_features(
     """
     options = options or Options()
     sites = {reading.site.name: reading.site for reading in readings} | {site.name: site for site in attention}
-    hashes = [_hash_or_none(image) for image in images.images] if options.cache else []
+    hashes = [content_hash(image) for image in images.images] if options.cache else []
     cache = None
     if options.cache:
         wanted = sorted(reading.name for reading in readings), sorted(site.name for site in attention)
         cache = RowCache(options.cache, digest(backbone.weight_hash, backbone.preprocessing.to_json(), wanted))
-    known = [i for i, image in enumerate(hashes) if image and cache and image in cache]
+    known = [i for i, image in enumerate(hashes) if cache is not None and image in cache]
     missing = sorted(set(range(len(images))) - set(known))
 
     rows: list[dict[str, np.ndarray]] = []
@@ -99,11 +99,10 @@ def collect_features(
     current: dict[str, Tensor] = {}
 
     def visitor(site: Site) -> Callable[[Tensor], None]:
-        own = [reading for reading in readings if reading.site == site]
+        reduce = _reducer(site, readings, current)
 
         def visit(activation: Tensor) -> None:
-            for reading in own:
-                current[reading.name] = reading.reduce(activation).float()
+            reduce(activation)
             if site in attention:
                 for key, value in attention_summary(backbone, site, activation).items():
                     current[f"{site.name}/{key}"] = value
@@ -122,9 +121,9 @@ def collect_features(
                 rows.append(batch)
                 index += [missing[p] for p in positions]
                 if cache is not None:
-                    cache.add([hashes[missing[p]] or "" for p in positions], batch)
+                    cache.add([hashes[missing[p]] for p in positions], batch)
     if cache is not None and known:
-        rows.append(cache.rows([hashes[i] or "" for i in known]))
+        rows.append(cache.rows([hashes[i] for i in known]))
         index += known
     if not index:
         raise no_readable_image(images, skipped)
@@ -136,6 +135,17 @@ def collect_features(
         values={reading.name: columns[reading.name] for reading in readings},
         attention={s.name: {k: columns[f"{s.name}/{k}"] for k in ("map", "entropy", "distance")} for s in attention},
     )
+
+
+def _reducer(site: Site, readings: Sequence[Reading], into: dict[str, Tensor]) -> Callable[[Tensor], None]:
+    """A visitor that reduces the activation where it is, and keeps nothing of it."""
+    own = [reading for reading in readings if reading.site == site]
+
+    def visit(activation: Tensor) -> None:
+        for reading in own:
+            into[reading.name] = reading.reduce(activation).float()
+
+    return visit
 
 
 def attention_summary(backbone: Backbone, site: Site, activation: Tensor) -> dict[str, Tensor]:
@@ -170,19 +180,9 @@ def collect_moments(
     options = options or Options()
     moments = ClassMoments(sum(reading.width for reading in readings))
     current: dict[str, Tensor] = {}
-    sites = {reading.site.name: reading.site for reading in readings}
-
-    def visitor(site: Site) -> Callable[[Tensor], None]:
-        own = [reading for reading in readings if reading.site == site]
-
-        def visit(activation: Tensor) -> None:
-            for reading in own:
-                current[reading.name] = reading.reduce(activation).float()
-
-        return visit
-
+    visit = {r.site.name: _reducer(r.site, readings, current) for r in readings}
     skipped: list[tuple[str, str]] = []
-    with torch.inference_mode(), backbone.visiting({n: visitor(s) for n, s in sites.items()}) as run:
+    with torch.inference_mode(), backbone.visiting(visit) as run:
         for positions, pixels in _stream(backbone, images, options, skipped):
             run(pixels)
             values = torch.cat([current[reading.name] for reading in readings], dim=1).cpu().numpy()
@@ -342,13 +342,6 @@ def _store_rows(backbone: Backbone, features: Features, readings: Sequence[Readi
 
 def _tell(head: LinearHead) -> list[object]:
     return [head.reading.name, head.weight.tolist(), head.mean.tolist(), head.scale.tolist(), head.bias]
-
-
-def _hash_or_none(image: object) -> str | None:
-    try:
-        return content_hash(image)
-    except (OSError, DataError):
-        return None
 
 
 def _stream(

@@ -23,7 +23,7 @@ from dna_probe.images.sampling import draw_shots, require_two_classes
 from dna_probe.images.reading import name_of
 from dna_probe.images.sets import ImageSet
 from dna_probe.location import LayerReport, bounded, collect_layer_features, layer_reading, report_layers
-from dna_probe.probing import folds
+from dna_probe.probing import folds, one_thread
 from dna_probe.scoring import (
     DEFAULT_KINDS,
     SCORERS,
@@ -289,16 +289,17 @@ def fit(
     head = reference_head(layer_features, last, seed) if SCORERS[scorer].needs_gradients else None
     features, gradients = collect_evidence(backbone, images, readings, head, options)
     require_two_classes(features.images)
-    scores = score_features(features, readings, scorer, gradients, seed, {"backbone": backbone.identity()})
+    origin = {"backbone": backbone.identity(), "data": features.images.fingerprint()}
+    scores = score_features(features, readings, scorer, gradients, seed, origin)
     unit_set = truncate(scores, cut, scope, **cut_parameters)
     if not len(unit_set):
         raise DnaProbeError(f"No unit is left: {unit_set.reason}", fix="Use another cut, for example 'fraction'")
     anchor = AnchorClassifier(classifier, random_state=seed)
     values, labels, groups = features.of(readings), features.images.labels, features.images.groups
-    anchor.strength_ = anchor.choose_strength(values[:, unit_set.mask], labels, groups)
-    cross_fitted = _cross_fit(features, readings, scorer, gradients, anchor, unit_set, seed)
-    anchor.strength = anchor.strength_
-    anchor.fit(values[:, unit_set.mask], labels, groups, cross_fitted)
+    with one_thread():
+        anchor.strength = anchor.choose_strength(values[:, unit_set.mask], labels, groups)
+        cross_fitted = _cross_fit(features, readings, scorer, gradients, anchor, unit_set, seed)
+        anchor.fit(values[:, unit_set.mask], labels, groups, cross_fitted)
     return Detector(
         backbone=backbone,
         units=tuple(unit_set.units),
@@ -308,7 +309,7 @@ def fit(
         unit_set=unit_set,
         skipped=features.images.skipped,
         provenance={
-            "data": features.images.fingerprint(),
+            "data": origin["data"],
             "origin": images.origin,
             "images": {"real": int((labels == 0).sum()), "fake": int((labels == 1).sum())},
             "layers": names,
@@ -347,7 +348,7 @@ def _cross_fit(
         ).mask
         # A fold in which nothing passes the cut is read through the units of the whole set.
         mask = mask if mask.any() else unit_set.mask
-        fitted = AnchorClassifier(anchor.kind, anchor.strength_, random_state=seed)
+        fitted = AnchorClassifier(anchor.kind, anchor.strength, random_state=seed)
         scores[test] = fitted.fit_decision(values[train][:, mask], images.labels[train], values[test][:, mask])
     return scores if pairs else None
 
@@ -392,6 +393,7 @@ def load(folder: str | Path, model: Any = None, weights: str | Path | None = Non
         identity["spec"] if model is None else model,
         weights=weights or identity.get("weights"),
         device=device,
+        random_weights=model is None and identity.get("random_weights", False),
         preprocessing=Preprocessing.from_json(manifest["preprocessing"]),
     )
     if backbone.weight_hash != identity["weight_hash"]:
@@ -507,7 +509,10 @@ def require_free(folder: str | Path, overwrite: bool = False) -> None:
 def versions() -> dict[str, str]:
     from importlib.metadata import version
 
-    return {name: version(name) for name in ("dna-probe", "torch", "timm", "scikit-learn", "numpy", "kneed", "pillow")}
+    from dna_probe import __version__
+
+    others = {name: version(name) for name in ("torch", "timm", "scikit-learn", "numpy", "kneed", "pillow")}
+    return {"dna-probe": __version__, **others}
 
 
 def _as_set(images: Any) -> ImageSet:

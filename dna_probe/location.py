@@ -29,7 +29,7 @@ from dna_probe.images.sampling import require_two_classes
 from dna_probe.images.probe_set import probe_set
 from dna_probe.images.sets import ImageSet
 from dna_probe.layer_rules import LayerChoice, choose_layers, require_rule
-from dna_probe.probing import out_of_fold_scores
+from dna_probe.probing import one_thread, out_of_fold_scores
 from dna_probe.sites import Reading, Site
 
 if TYPE_CHECKING:
@@ -253,7 +253,8 @@ def report_layers(
         stacked = [per_layer[i][name] for i in range(len(sites))]
         null = np.array([s[3] for s in stacked]) if name not in NOT_COMPARING_CLASSES else None
         curves[name] = Curve(*(np.array([s[k] for s in stacked]) for k in range(3)), null=null)
-    curves["probe_auc"] = _probe_curve(values, labels, images.groups, drawn, seed)
+    with one_thread():
+        curves["probe_auc"] = _probe_curve(values, labels, images.groups, drawn, seed)
     choice: LayerChoice = choose_layers(rule, {name: c.value for name, c in curves.items()}, **rule_parameters)
     return LayerReport(
         layers=tuple(site.name for site in sites),
@@ -317,9 +318,11 @@ def _statistics(values: np.ndarray, maps: Mapping[str, np.ndarray], weights: Wei
     """Every curve of one layer for each row of image weights, (draws,)."""
     real, fake = (w @ values for w in weights)
     centred = values - values.mean(0)
+    # A class token that has not yet looked at the image is constant but for rounding, which must not pass for a shift.
+    centred[:, centred.std(0) <= 1e-6 * np.abs(values).mean(0)] = 0
     spread = [np.maximum(w @ centred**2 - (w @ centred) ** 2, 0) for w in weights]
     pooled = (spread[0] + spread[1]) / 2
-    delta = fake - real
+    delta = (weights[1] - weights[0]) @ centred
     norms = np.linalg.norm(real, axis=1) * np.linalg.norm(fake, axis=1)
     positive = np.maximum(pooled, 1e-12 * max(float(pooled.mean()), 1e-30))
     map_real, map_fake = (w @ maps["map"] for w in weights)

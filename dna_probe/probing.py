@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,15 @@ def linear_probe(c: float = PROBE_C, random_state: int = 0) -> Any:
 
     classifier = LogisticRegression(C=c, max_iter=300, class_weight="balanced", random_state=random_state)
     return make_pipeline(StandardScaler(), classifier)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Linear algebra on one thread inside the context: for hundreds of small fits, waking threads costs more than it saves."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(limits=1, user_api="blas"):
+        yield
 
 
 def folds(labels: np.ndarray, groups: Sequence[str], count: int = 5, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:

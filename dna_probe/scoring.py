@@ -13,7 +13,7 @@ weight|. Its body is not fully published, so the open parts are variants with na
     The gradient of the head's cross-entropy in place of its logit.
 ``triadic_own``
     The gradient of the layer's own probe. For a linear probe it is proportional to the probe weight, so the ranking is that of
-    activation x weight^2: the gradient adds nothing (docs/method.md has the two lines of algebra).
+    activation x weight^2: the gradient adds nothing.
 ``triadic_absolute``
     Mean |gradient| x mean |activation| x |weight|, standardised.
 
@@ -43,7 +43,7 @@ from dna_probe.images.layouts import read_images
 from dna_probe.images.sampling import require_two_classes
 from dna_probe.location import LayerReport, layer_reading, locate_layers
 from dna_probe.moments import require_finite
-from dna_probe.probing import linear_probe
+from dna_probe.probing import linear_probe, one_thread
 from dna_probe.sites import Reading, resolve_site
 
 if TYPE_CHECKING:
@@ -293,7 +293,8 @@ def score_units(
         last = layer_reading(backbone.layers[-1])
         head = reference_head(collect_features(backbone, images, [last], options=options), last, seed)
     features, gradients = collect_evidence(backbone, images, readings, head, options)
-    return score_features(features, readings, scorer, gradients, seed, {"backbone": backbone.identity()})
+    origin = {"backbone": backbone.identity(), "data": features.images.fingerprint()}
+    return score_features(features, readings, scorer, gradients, seed, origin)
 
 
 def require_scorer(scorer: str) -> None:
@@ -368,13 +369,14 @@ def score_features(
     if min((labels == 0).sum(), (labels == 1).sum()) < 1:
         raise DataError("Scoring needs images of both classes", fix="Check the folder or the labels")
     evidence = Evidence(tuple(readings), features.of(readings), labels, gradients, seed)
-    factors = SCORERS[scorer].factors(evidence)
+    rng = np.random.default_rng(seed)
+    with one_thread():
+        factors = SCORERS[scorer].factors(evidence)
+        drawn = [product(SCORERS[scorer].factors(evidence.resampled(rng))) for _ in range(resamples)]
     score = product(factors)
     require_finite(score, "score", scorer)
     with np.errstate(all="ignore"):
         p_value = ttest_ind(evidence.values[labels == 1], evidence.values[labels == 0], equal_var=False).pvalue
-    rng = np.random.default_rng(seed)
-    drawn = [product(SCORERS[scorer].factors(evidence.resampled(rng))) for _ in range(resamples)]
     return UnitScores(
         readings=tuple(readings),
         scorer=scorer,
@@ -382,7 +384,7 @@ def score_features(
         factors=factors,
         p_value=np.nan_to_num(p_value, nan=1.0),
         resamples=np.array(drawn),
-        provenance={"data": features.images.fingerprint(), "scorer": scorer, "seed": seed, **(provenance or {})},
+        provenance={"scorer": scorer, "seed": seed, **(provenance or {})},
     )
 
 

@@ -68,6 +68,12 @@ class Reading:
     def __post_init__(self):
         if self.reduction not in REDUCTIONS:
             raise unknown_name("reduction", self.reduction, REDUCTIONS, SiteError)
+        if self.site.kind == "pattern":
+            raise SiteError(
+                f"{self.site.name} holds attention probabilities, not units",
+                "They are summarised, not reduced over tokens",
+                "Read the residual or MLP site of the same block",
+            )
         if self.reduction == "cls" and not self.site.class_token:
             raise SiteError(
                 f"{self.site.name} has no CLS token to read",
@@ -124,7 +130,9 @@ def parse_unit(name: str) -> tuple[str, int]:
     """``'blocks.7.mlp.hook_post:mean[412]'`` -> ``('blocks.7.mlp.hook_post:mean', 412)``."""
     match = _UNIT.fullmatch(name)
     if not match:
-        raise SiteError(f"{name!r} is not a unit name", fix="Write it as site[k], for example blocks.7.mlp.hook_post[412]")
+        raise SiteError(
+            f"{name!r} is not a unit name", fix="Write it as site[k], for example blocks.7.mlp.hook_post[412]"
+        )
     return match["reading"], int(match["index"])
 
 

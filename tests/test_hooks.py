@@ -1,0 +1,180 @@
+"""The hook layer on its own: containers, edits, stops, switches."""
+
+from collections import OrderedDict, namedtuple
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import nn
+
+from dna_probe.errors import BackboneError, SiteError
+from dna_probe.hooks import attached, eager_attention, first_tensor, frozen, refuse_compiled, unwrap
+from dna_probe.sites import Site
+
+
+@dataclass(frozen=True)
+class Frozen:
+    note: str
+    value: torch.Tensor
+
+
+Pair = namedtuple("Pair", "value rest")
+
+
+class Returns(nn.Module):
+    def __init__(self, wrap):
+        super().__init__()
+        self.linear, self.wrap = nn.Linear(4, 4), wrap
+
+    def forward(self, x):
+        return self.wrap(self.linear(x))
+
+
+class Model(nn.Module):
+    """Calls its second layer twice and its third by keyword; the fourth never."""
+
+    def __init__(self, wrap=lambda x: x, take=lambda x: x):
+        super().__init__()
+        self.first, self.take = Returns(wrap), take
+        self.twice, self.keyword, self.never = nn.Linear(4, 4), nn.Linear(4, 2), nn.Linear(4, 4)
+
+    def forward(self, x):
+        x = self.take(self.first(x))
+        return self.keyword(input=self.twice(self.twice(x).relu_()))
+
+
+def site(name: str, side: str = "output") -> Site:
+    return Site(name, "residual", 0, name, side, "vector", 4)
+
+
+SITES = {name: site(name) for name in ("first", "twice", "keyword", "never")}
+CONTAINERS = {
+    "tensor": (lambda x: x, lambda x: x),
+    "tuple": (lambda x: (None, x, 1), lambda out: out[1]),
+    "list": (lambda x: [x, 2], lambda out: out[0]),
+    "namedtuple": (lambda x: Pair(x, "rest"), lambda out: out.value),
+    "dict": (lambda x: {"note": "n", "value": x}, lambda out: out["value"]),
+    "ordered": (lambda x: OrderedDict(value=x), lambda out: out["value"]),
+    "frozen dataclass": (lambda x: Frozen("n", x), lambda out: out.value),
+}
+
+
+@pytest.fixture(params=CONTAINERS.values(), ids=CONTAINERS)
+def model(request):
+    torch.manual_seed(0)
+    return Model(*request.param)
+
+
+def test_first_tensor_of_every_container_is_read_and_replaced(model):
+    x = torch.randn(3, 4)
+    seen = []
+    with torch.no_grad():
+        plain = model(x)
+        with attached(model, SITES, {"first": lambda a: seen.append(a.clone())}, stop=False) as run:
+            assert torch.equal(run(x), plain)
+        assert torch.equal(seen[0], model.first.linear(x))
+        with attached(model, SITES, {"first": lambda a: a * 0}, stop=False) as run:
+            assert torch.equal(run(x), model.keyword(model.twice(model.twice(x * 0).relu())))
+        assert torch.equal(model(x), plain)
+
+
+def test_first_call_only_and_keyword_inputs():
+    model, x = Model(), torch.randn(3, 4)
+    seen = {"twice": [], "keyword": []}
+    sites = {"twice": site("twice"), "keyword": site("keyword", "input")}
+    with (
+        torch.no_grad(),
+        attached(model, sites, {name: lambda a, n=name: seen[n].append(a.clone()) for name in sites}) as run,
+    ):
+        assert run(x) is None
+        run(x)
+    assert len(seen["twice"]) == len(seen["keyword"]) == 2
+    torch.testing.assert_close(seen["twice"][0], model.twice(model.first(x)).detach())
+    with torch.no_grad(), attached(model, sites, {"keyword": lambda a: a * 0}, stop=False) as run:
+        torch.testing.assert_close(run(x), model.keyword.bias.expand(3, 2))
+
+
+def test_stop_is_when_all_have_fired_whatever_the_order_of_names():
+    model, x = Model(), torch.randn(1, 4)
+    ran = []
+    handle = model.keyword.register_forward_hook(lambda *_: ran.append(1))
+    with attached(model, dict(reversed(SITES.items())), {"twice": lambda a: None, "first": lambda a: None}) as run:
+        run(x)
+    assert not ran
+    handle.remove()
+
+
+def test_sites_that_do_not_fire_are_an_error_not_an_empty_result():
+    with attached(Model(), SITES, {"first": lambda a: None, "never": lambda a: None}) as run:
+        with pytest.raises(SiteError, match="1 of 2 sites did not fire: never. Their modules were not called"):
+            run(torch.zeros(1, 4))
+    with pytest.raises(SiteError, match="No sites were asked for"), attached(Model(), SITES, {}):
+        pass
+    with pytest.raises(SiteError, match="Unknown site 'frist'. Did you mean 'first'"):
+        with attached(Model(), SITES, {"frist": lambda a: None}):
+            pass
+
+
+def test_outputs_without_tensor():
+    with pytest.raises(SiteError, match="returned str, which holds no tensor"):
+        first_tensor("text")
+    with pytest.raises(SiteError, match="holds no tensor"):
+        first_tensor((1, None))
+
+
+@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
+def test_hooks_are_removed_and_foreign_ones_stay(error):
+    model = Model()
+    foreign = [
+        model.first.register_forward_hook(lambda *_: None),
+        model.first.register_forward_pre_hook(lambda *_: None),
+    ]
+
+    def visit(activation):
+        if error:
+            raise error("on purpose")
+
+    try:
+        with attached(model, SITES, {"first": visit}) as run:
+            run(torch.zeros(1, 4))
+    except (ValueError, KeyboardInterrupt) as caught:
+        assert type(caught) is error
+    hooks = [hook for module in model.modules() for hook in (*module._forward_hooks, *module._forward_pre_hooks)]
+    assert sorted(hooks) == sorted(handle.id for handle in foreign)
+
+
+def test_switches_come_back_one_by_one():
+    class Attention(nn.Module):
+        def __init__(self, switch):
+            super().__init__()
+            self.fused_attn = switch
+
+    model = nn.Sequential(Attention(True), Attention(False), Attention(True), nn.Linear(2, 2), nn.Dropout())
+    model[4].train()
+    model[3].eval()
+    model[3].bias.requires_grad_(False)
+    for error in (None, RuntimeError, KeyboardInterrupt):
+        try:
+            with eager_attention(model), frozen(model):
+                assert not any(module.fused_attn for module in model[:3])
+                assert not any(module.training for module in model.modules())
+                assert not any(parameter.requires_grad for parameter in model.parameters())
+                if error:
+                    raise error
+        except (RuntimeError, KeyboardInterrupt):
+            pass
+        assert [module.fused_attn for module in model[:3]] == [True, False, True]
+        assert [model[4].training, model[3].training] == [True, False]
+        assert [model[3].weight.requires_grad, model[3].bias.requires_grad] == [True, False]
+
+
+def test_wrappers():
+    model = Model()
+    assert unwrap(model) is model
+    assert unwrap(nn.DataParallel(torch.compile(model))) is model
+    refuse_compiled(model)
+    model.first.compile()
+    with pytest.raises(
+        BackboneError, match="The part 'first' of the model was compiled in place. Hooks do not run inside"
+    ):
+        refuse_compiled(model)
