@@ -17,12 +17,13 @@ from rich.table import Table
 
 import dna_probe
 from dna_probe.cli.arguments import make_backbone
-from dna_probe.collection import Options, collect_features
-from dna_probe.evaluation.baselines import last_layer_scores, random_unit_scores
+from dna_probe.collection import Features, Options, collect_features
+from dna_probe.evaluation.baselines import detector_scores, last_layer_scores, random_unit_scores
 from dna_probe.evaluation.metrics import auc
 from dna_probe.images.sampling import draw_shots
 from dna_probe.images.sets import ImageSet
 from dna_probe.images.views import equalise_set
+from dna_probe.scoring import readings_of
 
 
 def main(
@@ -45,23 +46,24 @@ def main(
         images = equalise_set(images)
     options = Options(cache=cache)
     generators = sorted(set(images.generators) - {"real"})
+    names = [site.name for site in model.layers]
+    everything = collect_features(model, images, readings_of(model, names, ["cls", *kinds.split(",")]), options=options)
+    images = everything.images
     rows = []
     for n in [int(part) for part in shots.split(",")]:
         for position, generator in enumerate(generators):
             for draw in range(draws):
                 seed = 1000 * position + draw
                 train = draw_shots(images, n, seed, generators=[generator])
-                test = held_out(images, train, generator)
+                fitted, held = rows_of(everything, train), rows_of(everything, held_out(images, train, generator))
                 detector = dna_probe.fit(
                     model, train, rule=rule, kinds=kinds.split(","), scorer=scorer, cut=cut, seed=seed, options=options
                 )
-                ours = collect_features(model, test, detector.readings, options=options)
+                drawn = random_unit_scores(detector, fitted, held, 20, seed)
                 found = {
-                    "detector": mean_auc(test, detector.anchor.decision_function(units_of(detector, ours))),
-                    "last-layer probe": mean_auc(test, last_layer_scores(model, train, test, seed, options)),
-                    "random units": float(
-                        np.mean([mean_auc(test, s) for s in random_unit_scores(detector, train, test, 20, seed, options)])
-                    ),
+                    "detector": mean_auc(held.images, detector_scores(detector, held)),
+                    "last-layer probe": mean_auc(held.images, last_layer_scores(model, fitted, held, seed)),
+                    "random units": float(np.mean([mean_auc(held.images, scores) for scores in drawn])),
                 }
                 rows.append(
                     {
@@ -93,9 +95,11 @@ def mean_auc(test: ImageSet, scores: np.ndarray) -> float:
     return float(np.mean([auc(test.labels[k], scores[k]) for k in ((made == "real") | (made == g) for g in names)]))
 
 
-def units_of(detector: dna_probe.Detector, features) -> np.ndarray:
-    parts = [features.values[r.name][:, units] for r, units in detector.units_by_reading.items()]
-    return np.concatenate(parts, axis=1)
+def rows_of(everything: Features, images: ImageSet) -> Features:
+    """The rows of some of the images, without reading them again."""
+    place = {id(image): i for i, image in enumerate(everything.images.images)}
+    index = [place[id(image)] for image in images.images]
+    return Features(images, {name: values[index] for name, values in everything.values.items()}, {})
 
 
 def echo(rows: list[dict], name: str, images: ImageSet) -> None:

@@ -1,6 +1,6 @@
 """Rows of features on disk, so that a second run on the same images needs no forward pass.
 
-A cache folder holds one sub-folder per key (weights, preprocessing and readings) with shards ``*.safetensors``. A shard is
+A cache folder holds one sub-folder per key (weights and preprocessing) with shards ``*.safetensors``. A shard is
 written beside its name and renamed, so a killed run or a second process never leaves half a shard; a damaged one is passed
 over and its images are computed again.
 """
@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +25,7 @@ def digest(*parts: object) -> str:
 
 
 class RowCache:
-    """Maps the content hash of an image to one row of each named array."""
+    """Rows of named arrays by the content hash of an image; a row may lie in several shards, a part of the names in each."""
 
     def __init__(self, folder: str | Path, key: str):
         self.folder = Path(folder) / key[:32]
@@ -35,25 +35,26 @@ class RowCache:
             raise DataError(
                 f"The cache folder {folder} cannot be written", error.strerror or str(error), "Give another --cache"
             ) from error
-        self._place: dict[str, tuple[Path, int]] = {}
+        self._place: dict[tuple[str, str], tuple[Path, int]] = {}
         for shard in sorted(self.folder.glob("*.safetensors")):
-            for row, image in enumerate(_hashes(shard)):
-                self._place[image] = (shard, row)
+            self._index(shard, *_contents(shard))
 
-    def __contains__(self, image: str) -> bool:
-        return image in self._place
+    def has(self, image: str, names: Iterable[str]) -> bool:
+        return all((image, name) in self._place for name in names)
 
-    def rows(self, images: Sequence[str]) -> dict[str, np.ndarray]:
-        """Arrays of the images asked for, in that order, (len(images), ...)."""
+    def rows(self, images: Sequence[str], names: Iterable[str]) -> dict[str, np.ndarray]:
+        """The named arrays of the images, in that order, (len(images), ...)."""
         from safetensors.numpy import load_file
 
-        shards: dict[Path, dict[str, np.ndarray]] = {}
-        for image in images:
-            shard, _ = self._place[image]
-            if shard not in shards:
-                shards[shard] = load_file(shard)
-        names = next(iter(shards.values())).keys() if shards else ()
-        return {name: np.stack([shards[self._place[i][0]][name][self._place[i][1]] for i in images]) for name in names}
+        loaded: dict[Path, dict[str, np.ndarray]] = {}
+
+        def row(image: str, name: str) -> np.ndarray:
+            shard, position = self._place[image, name]
+            if shard not in loaded:
+                loaded[shard] = load_file(shard)
+            return loaded[shard][name][position]
+
+        return {name: np.stack([row(image, name) for image in images]) for name in names}
 
     def add(self, images: Sequence[str], arrays: Mapping[str, np.ndarray]) -> None:
         """Write one shard. ``arrays`` have a row per image."""
@@ -64,8 +65,12 @@ class RowCache:
         shard = self.folder / f"{uuid.uuid4().hex}.safetensors"
         contiguous = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
         write_atomically(shard, save(contiguous, metadata={"images": json.dumps(list(images))}))
+        self._index(shard, list(images), list(arrays))
+
+    def _index(self, shard: Path, images: list[str], names: list[str]) -> None:
         for row, image in enumerate(images):
-            self._place[image] = (shard, row)
+            for name in names:
+                self._place[image, name] = (shard, row)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -86,11 +91,12 @@ def write_atomically(path: Path, content: bytes) -> None:
         beside.unlink(missing_ok=True)
 
 
-def _hashes(shard: Path) -> list[str]:
+def _contents(shard: Path) -> tuple[list[str], list[str]]:
+    """Images and array names of a shard; nothing where it is damaged, so that its images are computed again."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(shard, framework="numpy") as file:
-            return json.loads((file.metadata() or {}).get("images", "[]"))
+            return json.loads((file.metadata() or {}).get("images", "[]")), list(file.keys())
     except (SafetensorError, OSError, ValueError):
-        return []
+        return [], []

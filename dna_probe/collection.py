@@ -85,12 +85,11 @@ def collect_features(
     """
     options = options or Options()
     sites = {reading.site.name: reading.site for reading in readings} | {site.name: site for site in attention}
-    hashes = [content_hash(image) for image in images.images] if options.cache else []
-    cache = None
-    if options.cache:
-        wanted = sorted(reading.name for reading in readings), sorted(site.name for site in attention)
-        cache = RowCache(options.cache, digest(backbone.weight_hash, backbone.preprocessing.to_json(), wanted))
-    known = [i for i, image in enumerate(hashes) if cache is not None and image in cache]
+    names = [reading.name for reading in readings]
+    names += [f"{site.name}/{part}" for site in attention for part in ("map", "entropy", "distance")]
+    cache = open_cache(backbone, options)
+    hashes = [content_hash(image) for image in images.images] if cache is not None else []
+    known = [i for i, image in enumerate(hashes) if cache is not None and cache.has(image, names)]
     missing = sorted(set(range(len(images))) - set(known))
 
     rows: list[dict[str, np.ndarray]] = []
@@ -123,12 +122,12 @@ def collect_features(
                 if cache is not None:
                     cache.add([hashes[missing[p]] for p in positions], batch)
     if cache is not None and known:
-        rows.append(cache.rows([hashes[i] for i in known]))
+        rows.append(cache.rows([hashes[i] for i in known], names))
         index += known
     if not index:
         raise no_readable_image(images, skipped)
     order = np.argsort(index)
-    columns = {name: np.concatenate([row[name] for row in rows])[order] for name in rows[0]}
+    columns = {name: np.concatenate([row[name] for row in rows])[order] for name in names}
     read = images.subset(sorted(index))
     return Features(
         images=replace(read, skipped=(*images.skipped, *skipped)),
@@ -286,14 +285,13 @@ def collect_gradients(
     options = options or Options()
     names = [reading.name for reading in readings]
     fields = ("mean", "absolute", "product", "loss")
-    sums_key = None
-    if options.cache:
-        key = digest(backbone.weight_hash, backbone.preprocessing.to_json(), images.fingerprint(), names, _tell(head))
-        sums_key = RowCache(options.cache, digest("gradients", backbone.weight_hash))
-        if key in sums_key:
-            stored = sums_key.rows([key])
-            gradients = Gradients(**{f: {n: stored[f"{f}/{n}"][0] for n in names} for f in fields})
-            return collect_features(backbone, images, readings, options=options), gradients
+    sum_names = [f"{field}/{name}" for field in fields for name in names]
+    cache = open_cache(backbone, options)
+    key = digest("gradients", images.fingerprint(), names, _tell(head)) if cache is not None else ""
+    if cache is not None and cache.has(key, sum_names):
+        stored = cache.rows([key], sum_names)
+        gradients = Gradients(**{f: {n: stored[f"{f}/{n}"][0] for n in names} for f in fields})
+        return collect_features(backbone, images, readings, options=options), gradients
 
     sites = list({reading.site.name: reading.site for reading in readings}.values())
     count = np.zeros(2)
@@ -326,18 +324,19 @@ def collect_gradients(
     means = {f: {name: total / divisor for name, total in by_name.items()} for f, by_name in sums.items()}
     read = replace(images.subset(index), skipped=(*images.skipped, *skipped))
     features = Features(read, {name: np.concatenate(parts) for name, parts in rows.items()}, {})
-    if sums_key is not None:
-        sums_key.add([key], {f"{f}/{n}": means[f][n][None] for f in fields for n in names})
-        _store_rows(backbone, features, readings, options)
+    if cache is not None:
+        cache.add([key], {f"{f}/{n}": means[f][n][None] for f in fields for n in names})
+        hashes = [content_hash(image) for image in read.images]
+        new = [i for i, image in enumerate(hashes) if not cache.has(image, names)]
+        cache.add([hashes[i] for i in new], {name: values[new] for name, values in features.values.items()})
     return features, Gradients(**means)
 
 
-def _store_rows(backbone: Backbone, features: Features, readings: Sequence[Reading], options: Options) -> None:
-    wanted = sorted(reading.name for reading in readings), []
-    cache = RowCache(options.cache or "", digest(backbone.weight_hash, backbone.preprocessing.to_json(), wanted))
-    hashes = [content_hash(image) for image in features.images.images]
-    new = [i for i, image in enumerate(hashes) if image not in cache]
-    cache.add([hashes[i] for i in new], {name: values[new] for name, values in features.values.items()})
+def open_cache(backbone: Backbone, options: Options) -> RowCache | None:
+    """The cache of this backbone under its weights and preprocessing, or None where no folder was given."""
+    if not options.cache:
+        return None
+    return RowCache(options.cache, digest(backbone.weight_hash, backbone.preprocessing.to_json()))
 
 
 def _tell(head: LinearHead) -> list[object]:

@@ -9,7 +9,13 @@ import dna_probe
 from dna_probe import detector as detector_module
 from dna_probe.backbones import open_backbone
 from dna_probe.errors import ArtefactError, DataError, DnaProbeError, NumericalError
-from dna_probe.evaluation.baselines import last_layer_scores, random_unit_scores, thumbnail_scores
+from dna_probe.evaluation.baselines import (
+    control_features,
+    detector_scores,
+    last_layer_scores,
+    random_unit_scores,
+    thumbnail_scores,
+)
 from dna_probe.evaluation.metrics import auc, auc_interval
 
 from .planted import Planted, images
@@ -284,15 +290,21 @@ class TestArtefact:
 
 class TestControls:
     def test_random_units_are_worse_than_the_planted_ones(self, backbone, fitted, fresh):
-        train, test = dna_probe.read_images(images(30)), dna_probe.read_images(fresh)
+        train, test = (control_features(fitted, dna_probe.read_images(data)) for data in (images(30), fresh))
         drawn = random_unit_scores(fitted, train, test, draws=5)
-        ours = auc(test.labels, fitted.predict_proba(test)[:, 1])
+        ours = auc(test.images.labels, detector_scores(fitted, test))
         assert drawn.shape == (5, 80)
-        assert ours > np.mean([auc(test.labels, d) for d in drawn]) + 0.05
+        assert ours > np.mean([auc(test.images.labels, d) for d in drawn]) + 0.05
 
-    def test_last_layer_and_thumbnail(self, backbone, fresh):
+    def test_features_give_what_the_detector_says(self, fitted, fresh):
+        held = control_features(fitted, dna_probe.read_images(fresh))
+        order = np.argsort(detector_scores(fitted, held))
+        assert (np.diff(fitted.predict_proba(fresh[0])[order, 1]) > -1e-6).all()
+
+    def test_last_layer_and_thumbnail(self, backbone, fitted, fresh):
         train, test = dna_probe.read_images(images(30)), dna_probe.read_images(fresh)
-        assert auc(test.labels, last_layer_scores(backbone, train, test)) > 0.9
+        features = [control_features(fitted, data) for data in (train, test)]
+        assert auc(test.labels, last_layer_scores(backbone, *features)) > 0.9
         assert auc(test.labels, thumbnail_scores(train, test, side=4)) < 0.75
 
     def test_auc_interval_covers_and_counts_groups(self, rng):

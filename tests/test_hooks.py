@@ -105,20 +105,21 @@ def test_stop_is_when_all_have_fired_whatever_the_order_of_names():
 
 
 def test_sites_that_do_not_fire_are_an_error_not_an_empty_result():
-    with attached(Model(), SITES, {"first": lambda a: None, "never": lambda a: None}) as run:
-        with pytest.raises(SiteError, match="1 of 2 sites did not fire: never. Their modules were not called"):
-            run(torch.zeros(1, 4))
-    with pytest.raises(SiteError, match="No sites were asked for"), attached(Model(), SITES, {}):
+    visit = {"first": lambda a: None, "never": lambda a: None}
+    message = r"1 of 2 sites did not fire: never. Their modules were not called"
+    with attached(Model(), SITES, visit) as run, pytest.raises(SiteError, match=message):
+        run(torch.zeros(1, 4))
+    with pytest.raises(SiteError, match=r"No sites were asked for"), attached(Model(), SITES, {}):
         pass
-    with pytest.raises(SiteError, match="Unknown site 'frist'. Did you mean 'first'"):
-        with attached(Model(), SITES, {"frist": lambda a: None}):
-            pass
+    message = r"Unknown site 'frist'. Did you mean 'first'"
+    with pytest.raises(SiteError, match=message), attached(Model(), SITES, {"frist": lambda a: None}):
+        pass
 
 
 def test_outputs_without_tensor():
-    with pytest.raises(SiteError, match="returned str, which holds no tensor"):
+    with pytest.raises(SiteError, match=r"returned str, which holds no tensor"):
         first_tensor("text")
-    with pytest.raises(SiteError, match="holds no tensor"):
+    with pytest.raises(SiteError, match=r"holds no tensor"):
         first_tensor((1, None))
 
 
@@ -175,6 +176,6 @@ def test_wrappers():
     refuse_compiled(model)
     model.first.compile()
     with pytest.raises(
-        BackboneError, match="The part 'first' of the model was compiled in place. Hooks do not run inside"
+        BackboneError, match=r"The part 'first' of the model was compiled in place. Hooks do not run inside"
     ):
         refuse_compiled(model)

@@ -86,23 +86,23 @@ def test_unit_names_come_back(reading, index):
 
 @pytest.mark.parametrize("name", ["blocks.1.hook_resid_post", "blocks.1[x]", "[3]", "a[3] ", "a[-1]", ""])
 def test_what_is_no_unit_name(name):
-    with pytest.raises(SiteError, match="is not a unit name. Write it as site\\[k\\]"):
+    with pytest.raises(SiteError, match=r"is not a unit name. Write it as site\[k\]"):
         parse_unit(name)
 
 
 def test_mistakes_say_what_is_meant():
     with pytest.raises(
-        SiteError, match="Unknown site 'blocks.1.hook_resid_pst'. Did you mean 'blocks.1.hook_resid_post'"
+        SiteError, match=r"Unknown site 'blocks.1.hook_resid_pst'. Did you mean 'blocks.1.hook_resid_post'"
     ):
         resolve_site("blocks.1.hook_resid_pst", SITES)
-    with pytest.raises(SiteError, match="Unknown reduction 'max'. Known: cls, mean"):
+    with pytest.raises(SiteError, match=r"Unknown reduction 'max'. Known: cls, mean"):
         resolve_reading("blocks.1.hook_resid_post:max", SITES)
     with pytest.raises(
-        SiteError, match="has no CLS token to read. Its model pools its patches. Use the reduction 'mean'"
+        SiteError, match=r"has no CLS token to read. Its model pools its patches. Use the reduction 'mean'"
     ):
         resolve_reading("blocks.0.hook_resid_post:cls", SITES)
     pattern = Site("blocks.1.attn.hook_pattern", "pattern", 1, "blocks.1.attn.attn_drop", "input", "tokens", 3, 5, True)
-    with pytest.raises(SiteError, match="holds attention probabilities, not units"):
+    with pytest.raises(SiteError, match=r"holds attention probabilities, not units"):
         Reading(pattern, "cls")
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dna_probe.collection import Options, collect_features
+from dna_probe.collection import Features, Options, collect_features
 from dna_probe.images.sets import ImageSet
 from dna_probe.location import layer_reading
 from dna_probe.probing import linear_probe
@@ -18,18 +18,26 @@ if TYPE_CHECKING:
     from dna_probe.detector import Detector
 
 
-def last_layer_scores(
-    backbone: Backbone, train: ImageSet, test: ImageSet, seed: int = 0, options: Options | None = None
-) -> np.ndarray:
+def control_features(detector: Detector, images: ImageSet, options: Options | None = None) -> Features:
+    """What the detector and its controls read of each image, in one pass."""
+    readings = {r.name: r for r in (*detector.readings, layer_reading(detector.backbone.layers[-1]))}
+    return collect_features(detector.backbone, images, list(readings.values()), options=options)
+
+
+def detector_scores(detector: Detector, test: Features) -> np.ndarray:
+    """Decision values of the detector on features already collected, (n,)."""
+    return detector.anchor.decision_function(_pick(test, detector.units_by_reading))
+
+
+def last_layer_scores(backbone: Backbone, train: Features, test: Features, seed: int = 0) -> np.ndarray:
     """Decision values on the test images of a linear probe on the last layer's default reading, (n,)."""
-    reading = layer_reading(backbone.layers[-1])
-    fitted = collect_features(backbone, train, [reading], options=options)
-    probe = linear_probe(random_state=seed).fit(fitted.values[reading.name], fitted.images.labels)
-    return probe.decision_function(collect_features(backbone, test, [reading], options=options).values[reading.name])
+    name = layer_reading(backbone.layers[-1]).name
+    probe = linear_probe(random_state=seed).fit(train.values[name], train.images.labels)
+    return probe.decision_function(test.values[name])
 
 
 def random_unit_scores(
-    detector: Detector, train: ImageSet, test: ImageSet, draws: int = 20, seed: int = 0, options: Options | None = None
+    detector: Detector, train: Features, test: Features, draws: int = 20, seed: int = 0
 ) -> np.ndarray:
     """Decision values of the detector's classifier on random units, as many per reading as the detector reads, (draws, n).
 
@@ -37,17 +45,15 @@ def random_unit_scores(
     """
     from dna_probe.anchor import AnchorClassifier
 
-    wanted = detector.units_by_reading
-    fitted = collect_features(detector.backbone, train, list(wanted), options=options)
-    held = collect_features(detector.backbone, test, list(wanted), options=options)
     rng = np.random.default_rng(seed)
+    anchor = AnchorClassifier(detector.anchor.kind, detector.anchor.strength_, random_state=seed)
     rows = []
     for _ in range(draws):
-        chosen = {reading: rng.choice(reading.width, len(units), replace=False) for reading, units in wanted.items()}
-        anchor = AnchorClassifier(detector.anchor.kind, detector.anchor.strength_, random_state=seed)
-        rows.append(
-            anchor.fit_decision(_pick(fitted.values, chosen), fitted.images.labels, _pick(held.values, chosen))
-        )
+        chosen = {
+            reading: rng.choice(reading.width, len(units), replace=False)
+            for reading, units in detector.units_by_reading.items()
+        }
+        rows.append(anchor.fit_decision(_pick(train, chosen), train.images.labels, _pick(test, chosen)))
     return np.stack(rows)
 
 
@@ -57,8 +63,8 @@ def thumbnail_scores(train: ImageSet, test: ImageSet, side: int = 16, seed: int 
     return probe.decision_function(_thumbnails(test.images, side))
 
 
-def _pick(values, chosen: dict[Reading, np.ndarray]) -> np.ndarray:
-    return np.concatenate([values[reading.name][:, units] for reading, units in chosen.items()], axis=1)
+def _pick(features: Features, chosen: Mapping[Reading, Any]) -> np.ndarray:
+    return np.concatenate([features.values[reading.name][:, units] for reading, units in chosen.items()], axis=1)
 
 
 def _thumbnails(images: Sequence, side: int) -> np.ndarray:

@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dna_probe.evaluation.baselines import last_layer_scores, random_unit_scores, thumbnail_scores
+from dna_probe.evaluation.baselines import (
+    control_features,
+    detector_scores,
+    last_layer_scores,
+    random_unit_scores,
+    thumbnail_scores,
+)
 from dna_probe.evaluation.metrics import auc, auc_interval
 from dna_probe.images.sets import ImageSet
 
@@ -23,6 +29,7 @@ def demonstrate(
     Intervals are bootstraps over groups; for random units the range of 2.5 to 97.5 % over 20 draws.
     """
     groups = np.asarray(test.groups)
+    fitted, held = (control_features(detector, images, options) for images in (train, test))
     rows = []
 
     def add(method: str, scores: np.ndarray, note: str) -> float:
@@ -30,14 +37,14 @@ def demonstrate(
         rows.append({"method": method, "auc": measured.value, "low": measured.low, "high": measured.high, "note": note})
         return measured.value
 
-    ours = add("detector", detector.predict_proba(test, options)[:, 1], f"{len(detector.units)} units")
+    ours = add("detector", detector_scores(detector, held), f"{len(detector.units)} units")
     reading = detector.backbone.layers[-1]
     last = add(
         "last-layer probe",
-        last_layer_scores(detector.backbone, train, test, seed, options),
+        last_layer_scores(detector.backbone, fitted, held, seed),
         f"all {reading.width} units of {reading.name}",
     )
-    drawn = [auc(test.labels, s) for s in random_unit_scores(detector, train, test, seed=seed, options=options)]
+    drawn = [auc(test.labels, s) for s in random_unit_scores(detector, fitted, held, seed=seed)]
     low, high = np.percentile(drawn, [2.5, 97.5])
     rows.append(
         {
