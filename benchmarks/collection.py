@@ -1,7 +1,7 @@
 """What the passes cost beside the bare forward, as ratios measured side by side in one run.
 
-    python benchmarks/collection.py                     passes, early stop, memory (random-weight vit_small_patch16_224)
-    python benchmarks/collection.py --fit-data DATA --fit-backbone FILE.py:factory      fit against the passes it needs
+python benchmarks/collection.py                     passes, early stop, memory (random-weight vit_small_patch16_224)
+python benchmarks/collection.py --fit-data DATA --fit-backbone FILE.py:factory      fit against the passes it needs
 """
 
 import gc
@@ -120,7 +120,7 @@ def early_stop(backbone, batch: int, rounds: int) -> list[tuple[str, float, str]
 
 
 def memory(backbone, batch: int) -> tuple[str, float, str]:
-    """Growth of resident memory, in MB, from 200 to 2 000 images of streaming statistics, at a small input to save time."""
+    """Growth of resident memory, in MB, from 200 to 2 000 images of streaming statistics (small model)."""
     small = open_backbone("vit_tiny_patch16_224", random_weights=True)
     readings = [Reading(s, s.default_reduction) for s in small.sites.values() if s.kind in ("residual", "mlp")]
     with tempfile.TemporaryDirectory() as folder:

@@ -1,7 +1,8 @@
-"""Few-shot AUC on unseen generators: the detector, the last-layer probe, random units, and the same on untrained weights.
+"""Few-shot AUC on unseen generators: the detector, the last-layer probe, random units, and the same on untrained
+weights.
 
-For each generator of a data set: train on N of its images and N reals, test on the fakes of all other generators and on the
-reals that were not trained on. Every method sees the same images and draws; nothing is chosen on test images.
+For each generator of a data set: train on N of its images and N reals, test on the fakes of all other generators and
+on the reals that were not trained on. Every method sees the same images and draws; nothing is chosen on test images.
 
     python benchmarks/few_shot.py DATA --backbone FILE.py:factory --shots 10,50 --draws 5
 """
@@ -114,7 +115,13 @@ def echo(rows: list[dict], name: str, images: ImageSet) -> None:
             difference = values - base
             drawn = np.random.default_rng(0).choice(difference, (2000, len(difference))).mean(1)
             low, high = np.percentile(drawn, [2.5, 97.5])
-            table.add_row(str(n), method, f"{values.mean():.3f}", f"{worst:.3f}", f"{difference.mean():+.3f} [{low:+.3f}, {high:+.3f}]")
+            table.add_row(
+                str(n),
+                method,
+                f"{values.mean():.3f}",
+                f"{worst:.3f}",
+                f"{difference.mean():+.3f} [{low:+.3f}, {high:+.3f}]",
+            )
         units = [row["units"] for row in own]
         table.add_row(str(n), f"units read: {min(units)} to {max(units)}, median {int(np.median(units))}", "", "", "")
     console = Console(width=120)

@@ -36,19 +36,24 @@ _HOMES = {
 __all__ = [*_HOMES, "plots"]
 
 if TYPE_CHECKING:
-    from dna_probe import plots
-    from dna_probe.anchor import AnchorClassifier
-    from dna_probe.backbones import open_backbone
-    from dna_probe.backbones.contract import Backbone
-    from dna_probe.collection import Options
-    from dna_probe.detector import Detector, fit, load
-    from dna_probe.errors import DnaProbeError
-    from dna_probe.images.layouts import read_images
-    from dna_probe.images.probe_set import probe_set
-    from dna_probe.images.sets import ImageSet
-    from dna_probe.location import LayerReport, locate_layers
-    from dna_probe.scoring import UnitScores, score_units
-    from dna_probe.truncation import UnitSet, truncate
+    from dna_probe import plots as plots
+    from dna_probe.anchor import AnchorClassifier as AnchorClassifier
+    from dna_probe.backbones import open_backbone as open_backbone
+    from dna_probe.backbones.contract import Backbone as Backbone
+    from dna_probe.collection import Options as Options
+    from dna_probe.detector import Detector as Detector
+    from dna_probe.detector import fit as fit
+    from dna_probe.detector import load as load
+    from dna_probe.errors import DnaProbeError as DnaProbeError
+    from dna_probe.images.layouts import read_images as read_images
+    from dna_probe.images.probe_set import probe_set as probe_set
+    from dna_probe.images.sets import ImageSet as ImageSet
+    from dna_probe.location import LayerReport as LayerReport
+    from dna_probe.location import locate_layers as locate_layers
+    from dna_probe.scoring import UnitScores as UnitScores
+    from dna_probe.scoring import score_units as score_units
+    from dna_probe.truncation import UnitSet as UnitSet
+    from dna_probe.truncation import truncate as truncate
 
 
 def __getattr__(name: str) -> Any:

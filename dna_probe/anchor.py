@@ -1,7 +1,7 @@
-"""The anchor classifier: a light few-shot classifier on selected units, with calibrated probabilities and an unsure band.
+"""The anchor classifier: light, few-shot, on selected units, with calibrated probabilities and an unsure band.
 
-Everything is chosen inside the training images: the strength of the shrinkage by grouped cross-validation, the calibration,
-the threshold and the band on scores of images that the scoring classifier did not see.
+Everything is chosen inside the training images: the strength of the shrinkage by grouped cross-validation, the
+calibration, the threshold and the band on scores of images that the scoring classifier did not see.
 """
 
 from __future__ import annotations
@@ -61,14 +61,14 @@ class AnchorClassifier:
     """A scikit-learn style classifier whose fitted state is a handful of arrays, so that it is stored without pickle.
 
     Args:
-        kind: ``logistic`` (standardised logistic regression), ``linear_svm``, ``rbf_svm``, ``lda`` (Ledoit-Wolf shrinkage) or
-            ``prototype`` (nearest class mean).
+        kind: ``logistic`` (standardised logistic regression), ``linear_svm``, ``rbf_svm``, ``lda`` (Ledoit-Wolf
+            shrinkage) or ``prototype`` (nearest class mean).
         strength: inverse shrinkage C; None chooses it by grouped cross-validation.
         error_rate: share of each class that the band of confident verdicts may get wrong; sets the unsure band.
 
-    After ``fit``: ``classes_``, ``strength_``, ``threshold_``, ``band_`` (probabilities between which the verdict is *unsure*),
-    ``calibrated_`` (False where there were too few groups to cross-fit), ``out_of_fold_`` (calibrated probabilities of the
-    training images, each from a classifier that did not see its group).
+    After ``fit``: ``classes_``, ``strength_``, ``threshold_``, ``band_`` (probabilities between which the verdict is
+    *unsure*), ``calibrated_`` (False where there were too few groups to cross-fit), ``out_of_fold_`` (calibrated
+    probabilities of the training images, each from a classifier that did not see its group).
     """
 
     def __init__(
@@ -94,8 +94,8 @@ class AnchorClassifier:
 
         Args:
             groups: images of one group share a fold; None makes every image its own group.
-            cross_fitted: decision values of the training images from classifiers that did not see them, where the caller
-                cross-fitted more than this classifier (the selection of units, say); None cross-fits here.
+            cross_fitted: decision values of the training images from classifiers that did not see them, where the
+                caller cross-fitted more than this classifier (the selection of units, say); None cross-fits here.
 
         Raises:
             DataError: one class only. NumericalError: a value is not finite.
@@ -257,11 +257,14 @@ def _platt(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     return slope, float(model.intercept_[0])
 
 
-def _unsure_band(probability: np.ndarray, labels: np.ndarray, threshold: float, error_rate: float) -> tuple[float, float]:
+def _unsure_band(
+    probability: np.ndarray, labels: np.ndarray, threshold: float, error_rate: float
+) -> tuple[float, float]:
     """Probabilities between which neither verdict is safe.
 
-    Class-conditional split conformal bounds (Vovk 2012): above the band at most ``error_rate`` of real images are expected,
-    below it at most ``error_rate`` of fake ones. With fewer images than the rate can resolve, the extreme score is the bound.
+    Class-conditional split conformal bounds (Vovk 2012): above the band at most ``error_rate`` of real images are
+    expected, below it at most ``error_rate`` of fake ones. With fewer images than the rate can resolve, the extreme
+    score is the bound.
     """
     real, fake = np.sort(probability[labels == 0]), np.sort(probability[labels == 1])
     at = min(int(np.ceil((len(real) + 1) * (1 - error_rate))), len(real)) - 1

@@ -20,18 +20,16 @@ def summarise_pattern(pattern: Tensor, site: Site, grid: tuple[int, int]) -> dic
 
     Returns:
         ``map`` (n, patches): head-averaged attention from CLS to the patches, renormalised to sum to one; without a CLS
-        token, the attention that a patch receives, averaged over patch queries. ``entropy`` (n,): Shannon entropy of the
-        map in nats. ``distance`` (n,): mean attention distance in patches, the attention-weighted distance between a
-        patch query and its keys averaged over heads and queries (Dosovitskiy et al. 2021, figure 7).
+        token, the attention that a patch receives, averaged over patch queries. ``entropy`` (n,): Shannon entropy of
+        the map in nats. ``distance`` (n,): mean attention distance in patches, the attention-weighted distance
+        between a patch query and its keys averaged over heads and queries (Dosovitskiy et al. 2021, figure 7).
     """
     from einops import einsum, reduce
 
     patches = pattern[..., site.prefix_tokens :].float()
     queries = patches[:, :, site.prefix_tokens :]
-    if site.class_token:
-        raw = patches[:, :, 0].mean(1)
-    else:
-        raw = reduce(queries, "image head query key -> image key", "mean")
+    received = reduce(queries, "image head query key -> image key", "mean")
+    raw = patches[:, :, 0].mean(1) if site.class_token else received
     distances = _distances(grid).to(pattern.device)
     weight = queries.sum(-1).clamp_min(1e-12)
     travelled = einsum(queries, distances, "image head query key, query key -> image head query") / weight

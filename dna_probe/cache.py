@@ -1,8 +1,8 @@
 """Rows of features on disk, so that a second run on the same images needs no forward pass.
 
 A cache folder holds one sub-folder per key (weights and preprocessing) with shards ``*.safetensors``. A shard is
-written beside its name and renamed, so a killed run or a second process never leaves half a shard; a damaged one is passed
-over and its images are computed again.
+written beside its name and renamed, so a killed run or a second process never leaves half a shard; a damaged one is
+passed over and its images are computed again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def digest(*parts: object) -> str:
 
 
 class RowCache:
-    """Rows of named arrays by the content hash of an image; a row may lie in several shards, a part of the names in each."""
+    """Rows of named arrays by the content hash of an image; an image's arrays may lie in several shards."""
 
     def __init__(self, folder: str | Path, key: str):
         self.folder = Path(folder) / key[:32]

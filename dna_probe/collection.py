@@ -1,8 +1,8 @@
 """Run a frozen backbone over images and keep, per image or per class, what its units did.
 
-Three collectors, all a single pass: ``collect_features`` (one row per image), ``collect_moments`` (streaming statistics,
-memory independent of the number of images) and ``collect_gradients`` (activation and gradient of every site from one
-forward and one backward).
+Three collectors, all a single pass: ``collect_features`` (one row per image), ``collect_moments`` (streaming
+statistics, memory independent of the number of images) and ``collect_gradients`` (activation and gradient of every
+site from one forward and one backward).
 """
 
 from __future__ import annotations
@@ -220,8 +220,9 @@ def site_gradients(
 ) -> Iterator[Callable[[Tensor], tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]]]:
     """A context whose function maps pixels to the head's logits and, per site, (activation, d logit / d activation).
 
-    All sites come out of one forward and one ``autograd.grad``. The graph starts at the first of the sites, so the layers
-    below cost a bare forward. Images do not interact, so the gradient of the summed logits is the per-image gradient.
+    All sites come out of one forward and one ``autograd.grad``. The graph starts at the first of the sites, so the
+    layers below cost a bare forward. Images do not interact, so the gradient of the summed logits is the per-image
+    gradient.
     """
     import torch
 
@@ -256,9 +257,10 @@ def site_gradients(
 class Gradients:
     """Gradient of a reference head's logit by each unit, averaged over images.
 
-    Each field maps a reading name to (2, width) float64, one row per class (real, fake): ``mean`` of the signed gradient,
-    ``absolute`` of its size, ``product`` of gradient times activation (summed over the tokens that the reading covers, as
-    captum's ``LayerGradientXActivation``), ``loss`` of the gradient of the head's cross-entropy.
+    Each field maps a reading name to (2, width) float64, one row per class (real, fake): ``mean`` of the signed
+    gradient,
+    ``absolute`` of its size, ``product`` of gradient times activation (summed over the tokens that the reading
+    covers, as captum's ``LayerGradientXActivation``), ``loss`` of the gradient of the head's cross-entropy.
     """
 
     mean: Mapping[str, np.ndarray]

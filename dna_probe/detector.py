@@ -1,4 +1,4 @@
-"""The detector: a frozen backbone cut off at its deepest unit, the units, the anchor classifier, and where it all came from."""
+"""The detector: a frozen backbone up to its deepest unit, the units, the classifier, and where it all came from."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from dna_probe.collection import Features, Gradients, Options, collect_features
 from dna_probe.errors import ArtefactError, DataError, DnaProbeError
 from dna_probe.evaluation.metrics import auc
 from dna_probe.images.layouts import read_images
-from dna_probe.images.sampling import draw_shots, require_two_classes
 from dna_probe.images.reading import name_of
+from dna_probe.images.sampling import draw_shots, require_two_classes
 from dna_probe.images.sets import ImageSet
 from dna_probe.location import LayerReport, bounded, collect_layer_features, layer_reading, report_layers
 from dna_probe.probing import folds, one_thread
@@ -182,7 +182,12 @@ class Detector:
     ) -> tuple[np.ndarray, list[int], list[tuple[str, str]]]:
         wanted = self.units_by_reading
         marked = ImageSet(
-            images.images, images.labels, images.generators, tuple(str(i) for i in range(len(images))), images.splits, images.origin
+            images.images,
+            images.labels,
+            images.generators,
+            tuple(str(i) for i in range(len(images))),
+            images.splits,
+            images.origin,
         )
         try:
             features = collect_features(self.backbone, marked, list(wanted), options=options)
@@ -256,13 +261,14 @@ def fit(
         model: any ``torch.nn.Module``, a backbone name, or a ``Backbone``.
         data: a folder, a manifest, ``(images, labels)`` or an ``ImageSet``.
         shots: images per class, drawn evenly over generators and groups; None takes all.
-        layers: a ``LayerReport`` (``locate_layers(model)`` on the built-in probe set, say) or site names; None locates them
-            on the training images.
-        rule, kinds, scorer, cut, scope, classifier: names, see ``layer_rules``, ``scoring``, ``truncation`` and ``anchor``;
+        layers: a ``LayerReport`` (``locate_layers(model)`` on the built-in probe set, say) or site names; None
+            locates them on the training images.
+        rule, kinds, scorer, cut, scope, classifier: names, see ``layer_rules``, ``scoring``, ``truncation`` and
+            ``anchor``;
             ``cut_parameters`` go to the cut.
 
-    The threshold and the calibration rest on cross-fitted scores: in each fold the units are scored and cut again without
-    the fold's images, so that the selection is not judged on the images it was made on.
+    The threshold and the calibration rest on cross-fitted scores: in each fold the units are scored and cut again
+    without the fold's images, so that the selection is not judged on the images it was made on.
 
     Raises:
         DataError: no folder, one class only, fewer images than shots, nothing readable.
@@ -360,7 +366,8 @@ def load(folder: str | Path, model: Any = None, weights: str | Path | None = Non
         model: the backbone, where the detector was fitted on a module that cannot be rebuilt by name.
 
     Raises:
-        ArtefactError: not a detector, damaged, written by a newer version, or other weights than those it was fitted with.
+        ArtefactError: not a detector, damaged, written by a newer version, or other weights than those it was fitted
+            with.
     """
     from safetensors import SafetensorError
     from safetensors.numpy import load as load_arrays
@@ -373,15 +380,21 @@ def load(folder: str | Path, model: Any = None, weights: str | Path | None = Non
     try:
         content = (folder / "arrays.safetensors").read_bytes()
     except OSError as error:
-        raise ArtefactError(f"{folder} has no readable arrays.safetensors", error.strerror or "", "Fit it again") from error
+        raise ArtefactError(
+            f"{folder} has no readable arrays.safetensors", error.strerror or "", "Fit it again"
+        ) from error
     if hashlib.sha256(content).hexdigest() != manifest["arrays_sha256"]:
         raise ArtefactError(
-            f"{folder / 'arrays.safetensors'} is damaged", "Its SHA-256 is not the one in manifest.json", "Copy or fit it again"
+            f"{folder / 'arrays.safetensors'} is damaged",
+            "Its SHA-256 is not the one in manifest.json",
+            "Copy or fit it again",
         )
     try:
         arrays = load_arrays(content)
     except SafetensorError as error:
-        raise ArtefactError(f"{folder / 'arrays.safetensors'} is damaged", str(error), "Copy or fit it again") from error
+        raise ArtefactError(
+            f"{folder / 'arrays.safetensors'} is damaged", str(error), "Copy or fit it again"
+        ) from error
     identity = manifest["backbone"]
     if model is None and not identity.get("spec"):
         raise ArtefactError(
@@ -433,7 +446,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ArtefactError(f"{path} is damaged", str(error), "Copy or fit it again") from error
     kind, _, version = str(manifest.get("schema", "") if isinstance(manifest, dict) else "").partition("/")
     if kind != "dna_probe.detector" or not version.isdigit():
-        raise ArtefactError(f"{folder} is not a detector", "Its manifest has another schema", "Give the folder that 'fit' wrote")
+        raise ArtefactError(
+            f"{folder} is not a detector", "Its manifest has another schema", "Give the folder that 'fit' wrote"
+        )
     if int(version) > SCHEMA:
         raise ArtefactError(
             f"{folder} was written by a newer dna_probe",
@@ -503,7 +518,9 @@ def require_free(folder: str | Path, overwrite: bool = False) -> None:
     if folder.is_file():
         raise ArtefactError(f"{folder} is a file", "A folder is written", "Choose another name")
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise ArtefactError(f"{folder} is not empty", "It would be replaced", "Choose another folder or pass --overwrite")
+        raise ArtefactError(
+            f"{folder} is not empty", "It would be replaced", "Choose another folder or pass --overwrite"
+        )
 
 
 def versions() -> dict[str, str]:

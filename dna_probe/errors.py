@@ -7,13 +7,13 @@ from difflib import get_close_matches
 class DnaProbeError(Exception):
     """Base of every error that dna_probe raises on purpose.
 
-    The message is one to three sentences: what is wrong, why, and what to do. The command line prints it as one line and
-    exits with status 2; a traceback means a bug of ours.
+    The message is one to three sentences: what is wrong, why, and what to do. The command line prints it as one line
+    and exits with status 2; a traceback means a bug of ours.
     """
 
     def __init__(self, what: str, why: str = "", fix: str = ""):
         self.what, self.why, self.fix = what, why, fix
-        super().__init__(" ".join(part.rstrip(".") + "." for part in (what, why, fix) if part))
+        super().__init__(" ".join(_sentence(part) for part in (what, why, fix) if part))
 
 
 class DataError(DnaProbeError):
@@ -39,11 +39,14 @@ class ArtefactError(DnaProbeError):
 def unknown_name(
     kind: str, name: str, known: Iterable[str], error: type[DnaProbeError] = DnaProbeError, fix: str = ""
 ) -> DnaProbeError:
-    """The error for a mistyped name, with near matches first and then the legal names."""
+    """The error for a mistyped name: with near matches, or with the legal names where there is none."""
     known = list(known)
     near = get_close_matches(name, known, n=3, cutoff=0.6)
+    if near:
+        return error(f"Unknown {kind} {name!r}", f"Did you mean {' or '.join(repr(match) for match in near)}?", fix)
     shown = known if len(known) <= 12 else [*known[:12], f"and {len(known) - 12} more"]
-    why = f"Did you mean {' or '.join(repr(match) for match in near)}?" if near else ""
-    # A question keeps its own mark; every other part ends in a full stop.
-    text = f"Unknown {kind} {name!r}."
-    return error(f"{text} {why}".strip() if why else text, "" if near else f"Known: {', '.join(shown)}", fix)
+    return error(f"Unknown {kind} {name!r}", f"Known: {', '.join(shown)}", fix)
+
+
+def _sentence(part: str) -> str:
+    return part if part.endswith(("?", "!")) else part.rstrip(".") + "."

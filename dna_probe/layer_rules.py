@@ -51,13 +51,13 @@ def require_rule(rule: str) -> None:
 def transition(curves: Curves, turned: float = 0.5, risen: float = 0.2) -> tuple[np.ndarray, list[str]]:
     """Where attention has turned local and decoupling has risen.
 
-    A layer is local once the spread of its map has come down by the share ``turned`` of the way from the most global layer
-    to the most local layer behind it. Decoupling has risen where the cosine shift is at least ``risen`` of its largest
-    value. The band is the run of layers that are both, from the first to the last; a single layer between two taken ones
-    is kept, so that the band has no hole.
+    A layer is local once the spread of its map has come down by the share ``turned`` of the way from the most global
+    layer to the most local layer behind it. Decoupling has risen where the cosine shift is at least ``risen`` of its
+    largest value. The band is the run of layers that are both, from the first to the last; a single layer between two
+    taken ones is kept, so that the band has no hole.
 
-    Where attention never turns local (the most global layer is the last, or the spread hardly moves), the rule falls back
-    to the layers where decoupling has risen to half its maximum, and says so.
+    Where attention never turns local (the most global layer is the last, or the spread hardly moves), the rule falls
+    back to the layers where decoupling has risen to half its maximum, and says so.
     """
     spread, shift = curves["spread"], curves["cosine_shift"]
     depth = len(spread)
@@ -90,7 +90,9 @@ def transition(curves: Curves, turned: float = 0.5, risen: float = 0.2) -> tuple
 def _transition_reason(local: bool, decoupled: bool, before: bool) -> str:
     parts = []
     if not local:
-        parts.append("attention is still global" if not before else "above the most global layer, attention not yet turned")
+        parts.append(
+            "attention is still global" if not before else "above the most global layer, attention not yet turned"
+        )
     if not decoupled:
         parts.append("decoupling has not risen")
     return "; ".join(parts) or "attention local, decoupling risen"
@@ -124,7 +126,10 @@ def top_m(curves: Curves, m: float = 3) -> tuple[np.ndarray, list[str]]:
     ranks = np.mean([rankdata(-curves[name], method="average") for name in names], axis=0)
     order = np.argsort(ranks, kind="stable")[: int(m)]
     taken = np.isin(np.arange(len(ranks)), order)
-    return taken, [f"mean rank {rank:.1f}, {'among' if t else 'not among'} the best {int(m)}" for rank, t in zip(ranks, taken, strict=True)]
+    return taken, [
+        f"mean rank {rank:.1f}, {'among' if t else 'not among'} the best {int(m)}"
+        for rank, t in zip(ranks, taken, strict=True)
+    ]
 
 
 def every(curves: Curves) -> tuple[np.ndarray, list[str]]:

@@ -4,12 +4,12 @@ Two families of curves over depth:
 
 * *feature decoupling* between the real and the fake class, on each layer's default reading: ``cosine_shift``
   1 - cos(mu_fake, mu_real) and ``normalised_shift`` ||mu_fake - mu_real|| / sqrt(width * mean variance) (V-FIND,
-  arXiv 2608.03008), ``fisher`` (the Fisher criterion (mu_fake - mu_real)^2 / (var_fake + var_real), mean over units), and
-  ``probe_auc`` (out-of-fold AUC of a linear probe, folds by group);
-* *attention shift*, on the head-averaged CLS-to-patch attention, or the spatial energy map of a layer without attention:
-  ``attention_js`` (Jensen-Shannon divergence of the class-mean maps, in nats), ``entropy_shift`` and ``distance_shift``
-  (fake minus real of the map's entropy in nats and of the mean attention distance in patches), and the label-free
-  ``spread``, the map's entropy as a share of its maximum: 1 looks everywhere (global), 0 at one patch (local).
+  arXiv 2608.03008), ``fisher`` (the Fisher criterion (mu_fake - mu_real)^2 / (var_fake + var_real), mean over units)
+  and ``probe_auc`` (out-of-fold AUC of a linear probe, folds by group);
+* *attention shift*, on the head-averaged CLS-to-patch attention, or the spatial energy map of a layer without
+  attention: ``attention_js`` (Jensen-Shannon divergence of the class-mean maps, in nats), ``entropy_shift`` and
+  ``distance_shift`` (fake minus real of the map's entropy in nats and of the mean attention distance in patches), and
+  the label-free ``spread``, the map's entropy as a share of its maximum: 1 looks everywhere, 0 at one patch.
 
 Every curve carries a bootstrap interval over groups, and the class-comparing ones the level that shuffled labels reach.
 """
@@ -23,10 +23,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dna_probe.collection import Features, Options, collect_features
-from dna_probe.errors import DataError
 from dna_probe.images.layouts import read_images
-from dna_probe.images.sampling import require_two_classes
 from dna_probe.images.probe_set import probe_set
+from dna_probe.images.sampling import require_two_classes
 from dna_probe.images.sets import ImageSet
 from dna_probe.layer_rules import LayerChoice, choose_layers, require_rule
 from dna_probe.probing import one_thread, out_of_fold_scores
@@ -39,13 +38,16 @@ if TYPE_CHECKING:
 
 DECOUPLING = ("cosine_shift", "normalised_shift", "fisher", "probe_auc")
 ATTENTION = ("attention_js", "entropy_shift", "distance_shift", "spread")
-NOT_COMPARING_CLASSES = ("spread", "probe_auc")
+NOT_COMPARING_CLASSES = ("spread",)
 MAX_IMAGES = 4000
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One number per layer with its 95 % bootstrap interval; ``null`` is the 95th percentile of |value| under shuffled labels."""
+    """One number per layer with its 95 % bootstrap interval.
+
+    ``null`` is the 95th percentile of the size of the value under shuffled labels.
+    """
 
     value: np.ndarray
     low: np.ndarray
@@ -137,8 +139,10 @@ class LayerReport:
             layers=tuple(row["site"] for row in rows),
             curves={
                 name: Curve(
-                    *(column(name, key) for key in ("value", "low", "high")),
-                    null=column(name, "null") if "null" in names[name] else None,
+                    column(name, "value"),
+                    column(name, "low"),
+                    column(name, "high"),
+                    column(name, "null") if "null" in names[name] else None,
                 )
                 for name in names
             },
@@ -155,7 +159,9 @@ class LayerReport:
         lines = [f"LayerReport: rule '{self.rule}' took {len(self.selected)} of {len(self.layers)} layers"]
         for i, name in enumerate(self.layers):
             mark = "*" if self.taken[i] else " "
-            values = "  ".join(f"{key} {self.curves[key].value[i]:.3g}" for key in ("cosine_shift", "attention_js", "spread"))
+            values = "  ".join(
+                f"{key} {self.curves[key].value[i]:.3g}" for key in ("cosine_shift", "attention_js", "spread")
+            )
             lines.append(f" {mark} {name:28s} {values}  {self.reasons[i]}")
         return "\n".join(lines)
 
@@ -251,8 +257,8 @@ def report_layers(
     ]
     for name in per_layer[0]:
         stacked = [per_layer[i][name] for i in range(len(sites))]
-        null = np.array([s[3] for s in stacked]) if name not in NOT_COMPARING_CLASSES else None
-        curves[name] = Curve(*(np.array([s[k] for s in stacked]) for k in range(3)), null=null)
+        value, low, high, null = (np.array(column) for column in zip(*stacked, strict=True))
+        curves[name] = Curve(value, low, high, None if name in NOT_COMPARING_CLASSES else null)
     with one_thread():
         curves["probe_auc"] = _probe_curve(values, labels, images.groups, drawn, seed)
     choice: LayerChoice = choose_layers(rule, {name: c.value for name, c in curves.items()}, **rule_parameters)
@@ -284,7 +290,7 @@ Weights = tuple[np.ndarray, np.ndarray]
 
 
 def _bootstrap_weights(labels: np.ndarray, groups: Sequence[str], draws: int, rng: np.random.Generator) -> Weights:
-    """Image weights (draws, n) of each class under a cluster bootstrap: groups are drawn, so related images move together."""
+    """Image weights (draws, n) of each class under a cluster bootstrap: groups are drawn, not images."""
     _, member = np.unique(np.asarray(groups), return_inverse=True)
     count = int(member.max()) + 1
     times = rng.multinomial(count, np.full(count, 1 / count), size=draws)[:, member].astype(np.float64)
@@ -330,7 +336,8 @@ def _statistics(values: np.ndarray, maps: Mapping[str, np.ndarray], weights: Wei
     entropy, distance = maps["entropy"].astype(np.float64), maps["distance"].astype(np.float64)
     return {
         "cosine_shift": 1 - (real * fake).sum(1) / np.maximum(norms, 1e-30),
-        "normalised_shift": np.linalg.norm(delta, axis=1) / np.sqrt(values.shape[1] * np.maximum(pooled.mean(1), 1e-30)),
+        "normalised_shift": np.linalg.norm(delta, axis=1)
+        / np.sqrt(values.shape[1] * np.maximum(pooled.mean(1), 1e-30)),
         "fisher": (delta**2 / (2 * positive)).mean(1),
         "attention_js": (_divergence(map_real, middle) + _divergence(map_fake, middle)) / 2,
         "entropy_shift": (weights[1] - weights[0]) @ entropy,

@@ -1,7 +1,7 @@
 """Streaming statistics of units, per class, that merge exactly.
 
-Mean and M2 are updated a batch at a time with the pairwise formula of Chan, Golub and LeVeque (1979), eq. 2.1, in float64;
-the same formula merges two streams, so that any split of the data gives the same result up to rounding.
+Mean and M2 are updated a batch at a time with the pairwise formula of Chan, Golub and LeVeque (1979), eq. 2.1, in
+float64; the same formula merges two streams, so that any split of the data gives the same result up to rounding.
 """
 
 from __future__ import annotations

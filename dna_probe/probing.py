@@ -26,26 +26,28 @@ def linear_probe(c: float = PROBE_C, random_state: int = 0) -> Any:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Linear algebra on one thread inside the context: for hundreds of small fits, waking threads costs more than it saves."""
+    """Linear algebra on one thread inside the context: in small fits, waking threads costs more than it saves."""
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(limits=1, user_api="blas"):
         yield
 
 
-def folds(labels: np.ndarray, groups: Sequence[str], count: int = 5, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+def folds(
+    labels: np.ndarray, groups: Sequence[str], count: int = 5, seed: int = 0
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """Stratified folds that never split a group; fewer where a class has few groups, none where a class has only one.
 
     Each fold's training part holds both classes.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    groups = np.asarray(groups)
-    smallest = min(len(np.unique(groups[labels == label])) for label in (0, 1))
+    names = np.asarray(groups)
+    smallest = min(len(np.unique(names[labels == label])) for label in (0, 1))
     if smallest < 2:
         return []
     splitter = StratifiedGroupKFold(min(count, smallest), shuffle=True, random_state=seed)
-    pairs = splitter.split(np.zeros(len(labels)), labels, groups)
+    pairs = splitter.split(np.zeros(len(labels)), labels, names)
     return [(train, test) for train, test in pairs if len(np.unique(labels[train])) == 2]
 
 

@@ -4,16 +4,16 @@ The triadic score (DNA, arXiv 2601.22515, in the form third parties give it) is 
 weight|. Its body is not fully published, so the open parts are variants with names:
 
 ``triadic``
-    Default. Gradient of the logit of a *reference head*, a linear probe on the network's last layer, carried back through
-    the network; activation as the standardised difference of the class means; weight of the layer's own probe. All three are in
-    units of one standard deviation of the unit, so that layers compare.
+    Default. Gradient of the logit of a *reference head*, a linear probe on the network's last layer, carried back
+    through the network; activation as the standardised difference of the class means; weight of the layer's own
+    probe. All three are in units of one standard deviation of the unit, so that layers compare.
 ``triadic_raw``
     The same head, with the mean activation as it is and no standardisation.
 ``triadic_loss``
     The gradient of the head's cross-entropy in place of its logit.
 ``triadic_own``
-    The gradient of the layer's own probe. For a linear probe it is proportional to the probe weight, so the ranking is that of
-    activation x weight^2: the gradient adds nothing.
+    The gradient of the layer's own probe. For a linear probe it is proportional to the probe weight, so the ranking
+    is that of activation x weight^2: the gradient adds nothing.
 ``triadic_absolute``
     Mean |gradient| x mean |activation| x |weight|, standardised.
 
@@ -133,9 +133,9 @@ def _triadic_loss(evidence: Evidence) -> Factors:
 
 
 def _triadic_own(evidence: Evidence) -> Factors:
-    """For ``z = w.x + b`` and cross-entropy ``dL/dx_k = (sigma(z) - y) w_k``: within a layer the gradient is the weight times
-    one constant, so the score ranks as ``activation x weight^2``. The constant, the mean residual, is larger where the
-    probe fits worse and would favour bad layers; it is left out."""
+    """For ``z = w.x + b`` and cross-entropy ``dL/dx_k = (sigma(z) - y) w_k``: within a layer the gradient is the
+    weight times one constant, so the score ranks as ``activation x weight^2``. The constant, the mean residual, is
+    larger where the probe fits worse and would favour bad layers; it is left out."""
     return {"gradient": evidence.weight, "activation": evidence.contrast, "weight": evidence.weight}
 
 
@@ -152,9 +152,9 @@ def _auroc(evidence: Evidence) -> Factors:
     from scipy.stats import rankdata
 
     fake = evidence.labels == 1
-    ranks = rankdata(evidence.values, axis=0)[fake].sum(0)
-    pairs = fake.sum() * (~fake).sum()
-    return {"auroc": (ranks - fake.sum() * (fake.sum() + 1) / 2) / pairs - 0.5}
+    ranks: np.ndarray = np.asarray(rankdata(evidence.values, axis=0))[fake].sum(axis=0)
+    wins: np.ndarray = ranks - fake.sum() * (fake.sum() + 1) / 2
+    return {"auroc": wins / (fake.sum() * (~fake).sum()) - 0.5}
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,13 @@ class UnitScores:
         """One row per unit, best first."""
         import pandas as pd
 
-        columns = {"unit": self.units, "layer": self.layer, "score": self.score, **self.factors, "p_value": self.p_value}
+        columns = {
+            "unit": self.units,
+            "layer": self.layer,
+            "score": self.score,
+            **self.factors,
+            "p_value": self.p_value,
+        }
         return pd.DataFrame(columns).iloc[self.order].reset_index(drop=True)
 
     def to_json(self) -> dict[str, Any]:
@@ -271,8 +277,8 @@ def score_units(
 
     Args:
         layers: a ``LayerReport``, site names of layers, or None to locate them on the same data.
-        kinds: which units: ``cls`` and ``mean`` of the block output (patch mean), ``mlp`` and ``mlp_mean`` of its MLP hidden
-            units. A kind that a layer does not have falls back to ``mean``.
+        kinds: which units: ``cls`` and ``mean`` of the block output (patch mean), ``mlp`` and ``mlp_mean`` of its MLP
+            hidden units. A kind that a layer does not have falls back to ``mean``.
         scorer: name in ``dna_probe.scoring.SCORERS``.
 
     Raises:

@@ -1,8 +1,8 @@
 """Cut a ranking of units: the knee of the score curve, and plainer cuts as controls.
 
 ``knee``
-    Curvature truncation: the knee of the sorted score curve by Kneedle (Satopaa et al. 2011), as implemented by kneed. A
-    curve without a knee is a result with a reason, and a share of the units is kept in its place.
+    Curvature truncation: the knee of the sorted score curve by Kneedle (Satopaa et al. 2011), as implemented by
+    kneed. A curve without a knee is a result with a reason, and a share of the units is kept in its place.
 ``top_k``, ``fraction``
     A fixed number or share of the units.
 ``fdr``
@@ -44,9 +44,9 @@ class Knee:
 def find_knee(scores: np.ndarray, sensitivity: float = 1.0, fallback: float = 0.1) -> Knee:
     """The knee of the scores sorted downwards.
 
-    kneed can return None or 0 without a word on flat, tiny or oddly bent curves; those are told apart here. It takes the
-    first bend, which may be a ripple among the best units: of all the bends it finds, the one furthest below the chord
-    of the curve is the knee.
+    kneed can return None or 0 without a word on flat, tiny or oddly bent curves; those are told apart here. It takes
+    the first bend, which may be a ripple among the best units: of all the bends it finds, the one furthest below the
+    chord of the curve is the knee.
 
     Args:
         sensitivity: Kneedle's S; larger is more conservative.
@@ -141,8 +141,8 @@ class UnitSet:
     def __repr__(self) -> str:
         low, middle, high = self.spread
         return (
-            f"UnitSet: {len(self)} of {len(self.mask)} units ({self.fraction:.1%}) by '{self.cut}', {self.scope}; {self.reason}; "
-            f"over resampled images {low} to {high}, median {middle}"
+            f"UnitSet: {len(self)} of {len(self.mask)} units ({self.fraction:.1%}) by '{self.cut}', {self.scope}; "
+            f"{self.reason}; over resampled images {low} to {high}, median {middle}"
         )
 
 
@@ -150,7 +150,8 @@ def truncate(scores: UnitScores, cut: str = "knee", scope: str = "global", **par
     """Keep the units that ``cut`` leaves.
 
     Args:
-        cut: ``knee`` (``sensitivity``, ``fallback``), ``top_k`` (``k``), ``fraction`` (``fraction``), ``fdr`` (``alpha``).
+        cut: ``knee`` (``sensitivity``, ``fallback``), ``top_k`` (``k``), ``fraction`` (``fraction``), ``fdr``
+            (``alpha``).
         scope: ``global`` cuts one ranking of all units, ``layer`` one per layer.
 
     Raises:
@@ -170,7 +171,8 @@ def truncate(scores: UnitScores, cut: str = "knee", scope: str = "global", **par
     except TypeError as error:
         raise DnaProbeError(f"Cut {cut!r} does not take {', '.join(parameters)}", str(error)) from error
     mask = _keep(scores.score, pools, [v.kept for v in verdicts], scores.p_value if cut == "fdr" else None)
-    spread = (len_ := int(mask.sum()), len_, len_)
+    total = int(mask.sum())
+    spread = total, total, total
     if cut == "knee" and len(scores.resamples):
         counts = [sum(find_knee(draw[pool], **parameters).kept for pool in pools) for draw in scores.resamples]
         spread = int(min(counts)), int(np.median(counts)), int(max(counts))

@@ -1,9 +1,11 @@
 """A token model whose forgery units are known: planted units read a checkerboard trace, all others read content.
 
-Images are smooth noise; fakes carry a faint checkerboard. Patches are embedded by random low-pass filters, which do not see
-the checkerboard, and by ``planted`` filters, which see nothing else. From block ``turn`` on the class token looks at the patches,
-so that real and fake come apart there and not before.
+Images are smooth noise; fakes carry a faint checkerboard. Patches are embedded by random low-pass filters, which do
+not see the checkerboard, and by ``planted`` filters, which see nothing else. From block ``turn`` on the class token
+looks at the patches, so that real and fake come apart there and not before.
 """
+
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -28,7 +30,7 @@ class Block(nn.Module):
 
 
 class Planted(nn.Module):
-    pretrained_cfg = {"input_size": (3, SIDE, SIDE), "crop_pct": 1.0, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+    pretrained_cfg: ClassVar = {"input_size": (3, SIDE, SIDE), "crop_pct": 1.0, "mean": (0.5,) * 3, "std": (0.5,) * 3}
 
     def __init__(self, seed: int = 0):
         super().__init__()

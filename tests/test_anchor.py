@@ -92,10 +92,10 @@ def test_same_seed_same_answer(rng):
 
 def test_wrong_input_is_named(rng):
     values, labels = two_classes(rng, n=5)
-    with pytest.raises(DnaProbeError, match="Unknown classifier 'logisitc'. Did you mean 'logistic'"):
+    with pytest.raises(DnaProbeError, match=r"Unknown classifier 'logisitc'. Did you mean 'logistic'"):
         AnchorClassifier("logisitc")
-    with pytest.raises(DataError, match="both classes"):
+    with pytest.raises(DataError, match=r"both classes"):
         AnchorClassifier().fit(values, np.zeros(10))
     values[0, 0] = np.nan
-    with pytest.raises(NumericalError, match="1 of 120 activation values"):
+    with pytest.raises(NumericalError, match=r"1 of 120 activation values"):
         AnchorClassifier().fit(values, labels)

@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,20 +86,25 @@ class TestFit:
     def test_selection_is_not_judged_on_its_own_images(self, backbone, rng):
         """With many units and random labels the cross-fitted AUC must stay near one half."""
         pictures = [rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(60)]
-        found = [dna_probe.fit(backbone, (pictures, rng.permutation(np.repeat([0, 1], 30)))).out_of_fold_auc for _ in range(5)]
+        found = [
+            dna_probe.fit(backbone, (pictures, rng.permutation(np.repeat([0, 1], 30)))).out_of_fold_auc
+            for _ in range(5)
+        ]
         assert abs(np.mean(found) - 0.5) < 0.12
 
     def test_more_shots_than_images(self, backbone):
-        with pytest.raises(DataError, match="50 images of each class were asked for, but .* holds 15 real and 15 fake"):
+        with pytest.raises(
+            DataError, match=r"50 images of each class were asked for, but .* holds 15 real and 15 fake"
+        ):
             dna_probe.fit(backbone, images(15), shots=50)
 
     def test_empty_choice_of_layers(self, backbone):
-        with pytest.raises(DnaProbeError, match="No layer was taken"):
+        with pytest.raises(DnaProbeError, match=r"No layer was taken"):
             dna_probe.fit(backbone, images(15), layers=[])
 
     def test_nothing_passes_the_cut(self, backbone, rng):
         pictures = [rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(40)]
-        with pytest.raises(DnaProbeError, match="No unit is left: no unit differs"):
+        with pytest.raises(DnaProbeError, match=r"No unit is left: no unit differs"):
             dna_probe.fit(backbone, (pictures, np.tile([0, 1], 20)), cut="fdr", alpha=1e-6)
 
     def test_nan_weights(self):
@@ -107,7 +113,7 @@ class TestFit:
         model = Planted()
         with torch.no_grad():
             model.blocks[3].mlp[0].weight[0, 0] = float("nan")
-        with pytest.raises(NumericalError, match="activation values at blocks.3.* are NaN or infinite"):
+        with pytest.raises(NumericalError, match=r"activation values at blocks.3.* are NaN or infinite"):
             dna_probe.fit(model, images(5))
 
     def test_unreadable_images_are_skipped_and_listed(self, backbone, folder):
@@ -144,7 +150,7 @@ class TestJudge:
     def test_predict_proba_refuses_with_the_name(self, fitted, tmp_path):
         bad = tmp_path / "broken.jpg"
         bad.write_bytes(b"xx")
-        with pytest.raises(DataError, match="broken.jpg"):
+        with pytest.raises(DataError, match=r"broken.jpg"):
             fitted.predict_proba([bad])
 
     def test_batches_do_not_change_the_answer(self, fitted, fresh):
@@ -182,7 +188,10 @@ class TestCache:
         second = dna_probe.fit(backbone, data, options=options)
         handle.remove()
         assert not ran and second.units == first.units
-        assert np.allclose(second.anchor.decision_function(np.zeros((1, len(first.units)))), first.anchor.decision_function(np.zeros((1, len(first.units)))))
+        assert np.allclose(
+            second.anchor.decision_function(np.zeros((1, len(first.units)))),
+            first.anchor.decision_function(np.zeros((1, len(first.units)))),
+        )
 
     def test_a_damaged_shard_is_computed_again(self, backbone, tmp_path):
         options = dna_probe.Options(cache=tmp_path)
@@ -208,12 +217,17 @@ class TestArtefact:
         assert np.array_equal(again.predict_proba(fresh[0]), detector.predict_proba(fresh[0]))
         assert again.units == detector.units and again.layers.selected == detector.layers.selected
         assert np.array_equal(again.get_support(), detector.get_support())
-        assert sorted(p.name for p in folder.iterdir()) == ["arrays.safetensors", "layers.json", "manifest.json", "scores.json"]
+        assert sorted(p.name for p in folder.iterdir()) == [
+            "arrays.safetensors",
+            "layers.json",
+            "manifest.json",
+            "scores.json",
+        ]
 
     def test_other_weights_are_refused(self, saved):
         _, folder, factory = saved
         factory.write_text(factory.read_text().replace("seed: int = 0", "seed: int = 1"))
-        with pytest.raises(ArtefactError, match="weights of .* are not those that"):
+        with pytest.raises(ArtefactError, match=r"weights of .* are not those that"):
             dna_probe.load(folder)
 
     def test_damage_is_named(self, saved):
@@ -223,7 +237,7 @@ class TestArtefact:
         with pytest.raises(ArtefactError, match=r"arrays.safetensors is damaged. Its SHA-256"):
             dna_probe.load(folder)
         (folder / "arrays.safetensors").unlink()
-        with pytest.raises(ArtefactError, match="no readable arrays.safetensors"):
+        with pytest.raises(ArtefactError, match=r"no readable arrays.safetensors"):
             dna_probe.load(folder)
         (folder / "manifest.json").write_text("{")
         with pytest.raises(ArtefactError, match=r"manifest.json is damaged"):
@@ -233,12 +247,12 @@ class TestArtefact:
         _, folder, _ = saved
         manifest = json.loads((folder / "manifest.json").read_text())
         (folder / "manifest.json").write_text(json.dumps(manifest | {"schema": "dna_probe.detector/99"}))
-        with pytest.raises(ArtefactError, match="written by a newer dna_probe"):
+        with pytest.raises(ArtefactError, match=r"written by a newer dna_probe"):
             dna_probe.load(folder)
         (folder / "manifest.json").write_text(json.dumps(manifest | {"schema": "other/1"}))
-        with pytest.raises(ArtefactError, match="is not a detector"):
+        with pytest.raises(ArtefactError, match=r"is not a detector"):
             dna_probe.load(folder)
-        with pytest.raises(ArtefactError, match="is not a detector"):
+        with pytest.raises(ArtefactError, match=r"is not a detector"):
             dna_probe.load(tmp_path)
 
     def test_incomplete_manifest(self, saved):
@@ -246,12 +260,12 @@ class TestArtefact:
         manifest = json.loads((folder / "manifest.json").read_text())
         del manifest["units"]
         (folder / "manifest.json").write_text(json.dumps(manifest))
-        with pytest.raises(ArtefactError, match="It lacks units"):
+        with pytest.raises(ArtefactError, match=r"It lacks units"):
             dna_probe.load(folder)
 
     def test_model_objects_must_be_given_again(self, fitted, tmp_path, fresh):
         fitted.save(tmp_path / "d")
-        with pytest.raises(ArtefactError, match="Pass it: dna_probe.load"):
+        with pytest.raises(ArtefactError, match=r"Pass it: dna_probe.load"):
             dna_probe.load(tmp_path / "d")
         again = dna_probe.load(tmp_path / "d", model=Planted())
         assert np.array_equal(again.predict_proba(fresh[0]), fitted.predict_proba(fresh[0]))
@@ -259,7 +273,7 @@ class TestArtefact:
     def test_a_full_folder_is_not_touched(self, fitted, tmp_path):
         (tmp_path / "d").mkdir()
         (tmp_path / "d" / "mine.txt").write_text("precious")
-        with pytest.raises(ArtefactError, match="is not empty"):
+        with pytest.raises(ArtefactError, match=r"is not empty"):
             fitted.save(tmp_path / "d")
         assert (tmp_path / "d" / "mine.txt").read_text() == "precious"
         fitted.save(tmp_path / "d", overwrite=True)
@@ -278,14 +292,16 @@ class TestArtefact:
             fitted.save(tmp_path / "d", overwrite=True)
         monkeypatch.undo()
         if isinstance(failure, OSError):
-            assert "No space left on device" in str(caught.value) and "nothing that was there has changed" in str(caught.value)
+            assert "No space left on device" in str(caught.value) and "nothing that was there has changed" in str(
+                caught.value
+            )
         assert {p.name: p.read_bytes() for p in (tmp_path / "d").iterdir()} == before
         assert [p.name for p in tmp_path.iterdir()] == ["d"]
 
     def test_no_pickle_anywhere(self, saved):
         _, folder, _ = saved
         assert not any(b"\x80\x04" in p.read_bytes()[:2] for p in folder.iterdir())
-        assert "pickle" not in open(detector_module.__file__).read().replace("without pickle", "")
+        assert "pickle" not in Path(detector_module.__file__).read_text().replace("without pickle", "")
 
 
 class TestControls:

@@ -95,7 +95,7 @@ class TestCurves:
 
     def test_one_class_is_refused(self, backbone):
         pictures, _ = images(4)
-        with pytest.raises(DataError, match="no fake images"):
+        with pytest.raises(DataError, match=r"no fake images"):
             dna_probe.locate_layers(backbone, (pictures, np.zeros(8, int)))
 
 
@@ -169,7 +169,7 @@ class TestRules:
         with pytest.raises(DnaProbeError) as caught:
             choose_layers("transiton", curves([1], [1]))
         assert "Did you mean 'transition'" in str(caught.value)
-        with pytest.raises(DnaProbeError, match="does not take m"):
+        with pytest.raises(DnaProbeError, match=r"does not take m"):
             choose_layers("all", curves([1], [1]), m=3)
 
 

@@ -59,5 +59,5 @@ def test_classes_are_kept_apart_and_merge(rng):
 
 def test_nan_is_an_error_that_counts():
     values = np.array([[1.0, np.nan], [np.inf, 2.0]])
-    with pytest.raises(NumericalError, match="2 of 4 activation values are NaN or infinite"):
+    with pytest.raises(NumericalError, match=r"2 of 4 activation values are NaN or infinite"):
         ClassMoments(2).update(values, np.array([0, 1]))

@@ -34,7 +34,9 @@ def recall(scores, layer) -> float:
     return len(best & planted) / len(planted)
 
 
-@pytest.mark.parametrize("scorer", ["triadic", "triadic_loss", "triadic_own", "cohens_d", "auroc", "weight", "gradient_x_activation"])
+@pytest.mark.parametrize(
+    "scorer", ["triadic", "triadic_loss", "triadic_own", "cohens_d", "auroc", "weight", "gradient_x_activation"]
+)
 def test_planted_units_are_found(scorer, planted, data, layer):
     scores = dna_probe.score_units(planted, data, [layer], scorer=scorer)
     assert recall(scores, layer) >= 0.8

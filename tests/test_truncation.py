@@ -12,7 +12,9 @@ from dna_probe.truncation import find_knee, truncate
 def scores_of(score, p_value=None, widths=None, resamples=()):
     widths = widths or [len(score)]
     readings = tuple(
-        Reading(Site(f"blocks.{i}.hook_resid_post", "residual", i, f"blocks.{i}", "output", "tokens", w, 1, True), "cls")
+        Reading(
+            Site(f"blocks.{i}.hook_resid_post", "residual", i, f"blocks.{i}", "output", "tokens", w, 1, True), "cls"
+        )
         for i, w in enumerate(widths)
     )
     score = np.asarray(score, dtype=float)
@@ -61,7 +63,7 @@ def test_concave_curve_says_why_there_is_no_knee():
 
 
 def test_nan_raises():
-    with pytest.raises(NumericalError, match="1 of 3 score values"):
+    with pytest.raises(NumericalError, match=r"1 of 3 score values"):
         find_knee(np.array([1.0, np.nan, 0.0]))
 
 

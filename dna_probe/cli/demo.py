@@ -63,9 +63,12 @@ def _echo(detector, result: dict) -> None:
     echo_layers(detector.layers)
     echo_detector(detector)
     test = result["test"]
-    rows = [(row["method"], f"{row['auc']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}", row["note"]) for row in result["results"]]
+    rows = [
+        (row["method"], f"{row['auc']:.3f}", f"{row['low']:.3f} to {row['high']:.3f}", row["note"])
+        for row in result["results"]
+    ]
     shared.echo_table(
-        f"Held-out photographs: {test['real']} real and {test['fake']} forged crops of {test['photographs']} photographs",
+        f"Held out: {test['real']} real and {test['fake']} forged crops of {test['photographs']} other photographs",
         ["method", "AUC", "95 %", ""],
         rows,
     )

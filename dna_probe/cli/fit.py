@@ -14,14 +14,14 @@ def fit(
     backbone: shared.BackboneName = "nano",
     shots: Annotated[int | None, typer.Option(min=1, help="Images per class; left out, all.")] = None,
     rule: Annotated[str, typer.Option(help="Layer rule.")] = "transition",
-    layer: Annotated[list[str] | None, typer.Option(help="Site name of a layer, in place of a rule; repeatable.")] = None,
+    layer: Annotated[
+        list[str] | None, typer.Option(help="Site name of a layer, in place of a rule; repeatable.")
+    ] = None,
     kinds: Annotated[str, typer.Option(help="Unit kinds, by comma: cls, mean, mlp, mlp_mean.")] = "cls",
     scorer: Annotated[str, typer.Option(help="Unit scorer.")] = "triadic",
     cut: Annotated[str, typer.Option(help="knee, top_k, fraction or fdr.")] = "knee",
     scope: Annotated[str, typer.Option(help="Cut one ranking of all units (global) or one per layer.")] = "global",
-    classifier: Annotated[
-        str, typer.Option(help="logistic, linear_svm, rbf_svm, lda or prototype.")
-    ] = "logistic",
+    classifier: Annotated[str, typer.Option(help="logistic, linear_svm, rbf_svm, lda or prototype.")] = "logistic",
     weights: shared.Weights = None,
     random_weights: shared.RandomWeights = False,
     seed: shared.Seed = 0,

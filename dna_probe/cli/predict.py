@@ -59,7 +59,9 @@ def predict(
             (p.path, "" if p.probability is None else f"{p.probability:.3f}", p.verdict or f"error: {p.error}")
             for p in predictions
         ]
-        shared.echo_table(f"{len(predictions)} images, threshold {fitted.threshold:.3f}", ["image", "p(fake)", "verdict"], rows)
+        shared.echo_table(
+            f"{len(predictions)} images, threshold {fitted.threshold:.3f}", ["image", "p(fake)", "verdict"], rows
+        )
     shared.report_skipped([(p.path, p.error) for p in predictions if p.error is not None])
 
 

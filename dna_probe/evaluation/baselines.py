@@ -39,7 +39,8 @@ def last_layer_scores(backbone: Backbone, train: Features, test: Features, seed:
 def random_unit_scores(
     detector: Detector, train: Features, test: Features, draws: int = 20, seed: int = 0
 ) -> np.ndarray:
-    """Decision values of the detector's classifier on random units, as many per reading as the detector reads, (draws, n).
+    """Decision values of the detector's classifier on random units, as many per reading as the detector reads,
+    (draws, n).
 
     Same layers, same readings, same number of units of each: only the choice differs.
     """
@@ -58,7 +59,7 @@ def random_unit_scores(
 
 
 def thumbnail_scores(train: ImageSet, test: ImageSet, side: int = 16, seed: int = 0) -> np.ndarray:
-    """Decision values of a linear probe on the images shrunk to ``side`` pixels: what colour and layout alone give, (n,)."""
+    """Decision values, (n,), of a linear probe on images shrunk to ``side`` pixels: what colour and layout give."""
     probe = linear_probe(random_state=seed).fit(_thumbnails(train.images, side), train.labels)
     return probe.decision_function(_thumbnails(test.images, side))
 

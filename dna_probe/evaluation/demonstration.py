@@ -56,7 +56,11 @@ def demonstrate(
         }
     )
     add("thumbnail probe", thumbnail_scores(train, test, seed=seed), "16 x 16 pixels: colour and layout alone")
-    beaten = [name for name, value in (("the last-layer probe", last), ("random units", float(np.mean(drawn)))) if ours > value]
+    beaten = [
+        name
+        for name, value in (("the last-layer probe", last), ("random units", float(np.mean(drawn))))
+        if ours > value
+    ]
     verdict = f"The detector is above {' and '.join(beaten)}." if beaten else "The detector beats neither control here."
     if len(beaten) == 1:
         other = "random units" if "the last-layer probe" in beaten else "the last-layer probe"

@@ -61,7 +61,18 @@ class TestLocate:
 class TestFit:
     def test_json_tells_what_was_fitted(self, capsys, data, tmp_path):
         status, text, _ = run(
-            capsys, "fit", data, "--backbone", BACKBONE, "--shots", 8, "--out", tmp_path / "d", "--json", "--scorer", "cohens_d"
+            capsys,
+            "fit",
+            data,
+            "--backbone",
+            BACKBONE,
+            "--shots",
+            8,
+            "--out",
+            tmp_path / "d",
+            "--json",
+            "--scorer",
+            "cohens_d",
         )
         result = json.loads(text)
         assert status == 0 and result["schema"] == "dna_probe.fit/1" and result["units"]
@@ -152,10 +163,28 @@ def test_backbones(capsys):
         (["fit", "{empty}", "--out", "{out}"], "empty"),
         (["fit", "{data}", "--backbone", "vit_smal_patch16_224", "--out", "{out}"], "Did you mean"),
         (["fit", "{data}", "--backbone", "{planted}:Plantd", "--out", "{out}"], "Did you mean 'Planted'"),
-        (["fit", "{data}", "--backbone", "{planted}:Planted", "--shots", "999", "--out", "{out}"], "999 images of each class"),
-        (["fit", "{data}", "--backbone", "{planted}:Planted", "--scorer", "triadc", "--out", "{out}"], "Did you mean 'triadic'"),
+        (
+            ["fit", "{data}", "--backbone", "{planted}:Planted", "--shots", "999", "--out", "{out}"],
+            "999 images of each class",
+        ),
+        (
+            ["fit", "{data}", "--backbone", "{planted}:Planted", "--scorer", "triadc", "--out", "{out}"],
+            "Did you mean 'triadic'",
+        ),
         (["fit", "{data}", "--backbone", "{planted}:Planted", "--rule", "al", "--out", "{out}"], "Did you mean 'all'"),
-        (["fit", "{data}", "--backbone", "{planted}:Planted", "--layer", "blocks.9.hook_resid_post", "--out", "{out}"], "Unknown site"),
+        (
+            [
+                "fit",
+                "{data}",
+                "--backbone",
+                "{planted}:Planted",
+                "--layer",
+                "blocks.9.hook_resid_post",
+                "--out",
+                "{out}",
+            ],
+            "Unknown site",
+        ),
         (["fit", "{data}", "--backbone", "{planted}:Planted", "--cut", "nee", "--out", "{out}"], "Unknown cut"),
         (["fit", "{data}", "--backbone", "{planted}:Planted", "--device", "cuda", "--out", "{out}"], "CUDA"),
         (["fit", "{data}", "--weights", "{missing}", "--out", "{out}"], "missing"),
@@ -203,7 +232,7 @@ def test_help_of_every_command_names_its_options(capsys):
 def test_importing_loads_nothing_heavy():
     code = (
         "import sys, dna_probe, dna_probe.cli\n"
-        "heavy = {'torch', 'timm', 'torchvision', 'sklearn', 'matplotlib', 'captum', 'transformer_lens', 'pandas', 'skimage'}\n"
+        "heavy = set('torch timm torchvision sklearn matplotlib captum transformer_lens pandas skimage'.split())\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,0 +1,74 @@
+"""Figures for papers, as functions of results.
+
+    figure, axes = dna_probe.plots.attention_shift(report)      # a LayerReport
+    figure, axes = dna_probe.plots.layers(report)               # a LayerReport
+    figure, axes = dna_probe.plots.scores(units)                # UnitScores or a UnitSet
+    dna_probe.plots.save(figure, "shift.pdf")
+
+Each takes ``ax=``, to draw in the place of an axes of the caller's own figure, and ``columns=``, the width in columns
+of a paper. The caller's matplotlib settings are neither used nor changed and pyplot is never touched.
+
+The modules here are called after things and the functions after figures, so that importing one never hides the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from dna_probe.plots.attention_shift_figure import attention_shift
+    from dna_probe.plots.layers_figure import layers
+    from dna_probe.plots.run_results import read_result
+    from dna_probe.plots.saving import save
+    from dna_probe.plots.scores_figure import scores
+
+__all__ = ["FIGURES", "PaperFigure", "attention_shift", "layers", "read_result", "save", "scores"]
+
+_HOMES = {
+    "attention_shift": "attention_shift_figure",
+    "layers": "layers_figure",
+    "read_result": "run_results",
+    "save": "saving",
+    "scores": "scores_figure",
+}
+
+
+@dataclass(frozen=True)
+class PaperFigure:
+    """A figure by name: called, it draws.
+
+    Attributes:
+        function: name of the function in ``dna_probe.plots``.
+        reads: file of a run that holds its result.
+    """
+
+    function: str
+    reads: str
+
+    def __call__(self, result: Any, ax: Any = None, **options: Any) -> tuple[Figure, Any]:
+        return _load(self.function)(result, ax=ax, **options)
+
+
+FIGURES: dict[str, PaperFigure] = {
+    "attention-shift": PaperFigure("attention_shift", "layers.json"),
+    "layers": PaperFigure("layers", "layers.json"),
+    "scores": PaperFigure("scores", "scores.json"),
+}
+
+
+def _load(name: str) -> Any:
+    return getattr(import_module(f"dna_probe.plots.{_HOMES[name]}"), name)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return _load(name)
+    raise AttributeError(f"module 'dna_probe.plots' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,83 @@
+"""Find in the folder of a finished run what a figure is drawn from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dna_probe.errors import ArtefactError, unknown_name
+from dna_probe.plots import FIGURES
+
+if TYPE_CHECKING:
+    from dna_probe.location import LayerReport
+    from dna_probe.scoring import UnitScores
+    from dna_probe.truncation import UnitSet
+
+
+def read_result(figure: str, run: str | Path) -> LayerReport | UnitScores | UnitSet | None:
+    """The result that a figure shows, from a folder written by ``locate``, ``fit`` or ``demo``.
+
+    Scores that lie beside a detector's manifest come as the ``UnitSet`` that the detector uses.
+
+    Returns:
+        The result, or None where the folder holds none.
+
+    Raises:
+        DnaProbeError: no such figure.
+        ArtefactError: no such folder, or its file is damaged.
+    """
+    if figure not in FIGURES:
+        raise unknown_name("figure", figure, FIGURES)
+    run = Path(run)
+    if not run.is_dir():
+        raise ArtefactError(
+            f"{run} is not a folder", "There is no run to draw from", "Give a folder that 'locate' or 'fit' wrote"
+        )
+    # 'demo' keeps its detector one folder down.
+    for folder in (run, run / "detector"):
+        path = folder / FIGURES[figure].reads
+        if path.is_file():
+            return _read_layers(path) if path.name == "layers.json" else _read_scores(path)
+    return None
+
+
+def _read_layers(path: Path) -> LayerReport:
+    from dna_probe.location import LayerReport
+
+    return _parsed(path, "dna_probe.layers", LayerReport.from_json)
+
+
+def _read_scores(path: Path) -> UnitScores | UnitSet:
+    from dna_probe.detector import read_manifest
+    from dna_probe.scoring import UnitScores
+    from dna_probe.truncation import UnitSet
+
+    scores: UnitScores = _parsed(path, "dna_probe.scores", UnitScores.from_json)
+    if not (path.parent / "manifest.json").is_file():
+        return scores
+    stored = read_manifest(path.parent).get("unit_set")
+    if stored is None:
+        return scores
+    return UnitSet(
+        scores=scores,
+        mask=np.isin(scores.units, stored["units"]),
+        cut=stored["cut"],
+        scope=stored["scope"],
+        reason=stored["reason"],
+        found=stored["found"],
+        spread=tuple(stored["spread"]),
+        parameters=stored["parameters"],
+    )
+
+
+def _parsed(path: Path, schema: str, read: Any) -> Any:
+    try:
+        data = json.loads(path.read_text())
+        if str(data["schema"]).partition("/")[0] != schema:
+            raise ValueError(f"its schema is {data['schema']!r}, not {schema!r}")
+        return read(data)
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise ArtefactError(f"{path} is damaged", f"{type(error).__name__}: {error}", "Copy it or run again") from error
