@@ -177,7 +177,7 @@ SCORERS: dict[str, Scorer] = {
     "activation": Scorer(lambda e: {"activation": np.abs(e.values).mean(0, dtype=np.float64)}),
     "gradient": Scorer(lambda e: {"gradient": e.gradient("mean") * e.scale}, True),
     "gradient_x_activation": Scorer(lambda e: {"product": e.gradient("product")}, True),
-    "real_variance": Scorer(lambda e: {"variance": e.values[e.labels == 0].var(0, dtype=np.float64)}),
+    "real_variance": Scorer(lambda e: {"variance": np.var(e.values[e.labels == 0], axis=0)}),
     "random": Scorer(lambda e: {"draw": np.random.default_rng(e.seed).random(e.values.shape[1])}),
 }
 

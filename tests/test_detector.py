@@ -88,9 +88,9 @@ class TestFit:
         pictures = [rng.integers(0, 256, (32, 32, 3), dtype=np.uint8) for _ in range(60)]
         found = [
             dna_probe.fit(backbone, (pictures, rng.permutation(np.repeat([0, 1], 30)))).out_of_fold_auc
-            for _ in range(5)
+            for _ in range(3)
         ]
-        assert abs(np.mean(found) - 0.5) < 0.12
+        assert abs(np.mean(found) - 0.5) < 0.15
 
     def test_more_shots_than_images(self, backbone):
         with pytest.raises(
@@ -305,12 +305,13 @@ class TestArtefact:
 
 
 class TestControls:
-    def test_random_units_are_worse_than_the_planted_ones(self, backbone, fitted, fresh):
-        train, test = (control_features(fitted, dna_probe.read_images(data)) for data in (images(30), fresh))
-        drawn = random_unit_scores(fitted, train, test, draws=5)
-        ours = auc(test.images.labels, detector_scores(fitted, test))
-        assert drawn.shape == (5, 80)
-        assert ours > np.mean([auc(test.images.labels, d) for d in drawn]) + 0.05
+    def test_random_units_are_worse_than_the_planted_ones(self, backbone, fresh):
+        detector = dna_probe.fit(backbone, images(30), layers=["blocks.3.hook_resid_post"])
+        train, test = (control_features(detector, dna_probe.read_images(data)) for data in (images(30), fresh))
+        drawn = random_unit_scores(detector, train, test, draws=10)
+        ours = auc(test.images.labels, detector_scores(detector, test))
+        assert drawn.shape == (10, 80)
+        assert ours > np.mean([auc(test.images.labels, d) for d in drawn]) + 0.1
 
     def test_features_give_what_the_detector_says(self, fitted, fresh):
         held = control_features(fitted, dna_probe.read_images(fresh))

@@ -15,6 +15,9 @@ from dna_probe.cli.plot import plot
 from dna_probe.cli.predict import predict
 from dna_probe.errors import DnaProbeError
 
+# What typer ends with on Ctrl-C.
+INTERRUPTED = 130
+
 app = typer.Typer(
     name="dna-probe",
     help="Find the units of a frozen pretrained model that respond to forgery, and fit a few-shot detector on them.",
@@ -41,14 +44,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         app(args=list(arguments) if arguments is not None else None, prog_name="dna-probe")
     except SystemExit as end:
-        return int(end.code or 0)
+        status = int(end.code or 0)
+        return interrupted() if status == INTERRUPTED else status
     except DnaProbeError as error:
         typer.echo(f"dna-probe: {error}", err=True)
         return 2
     except KeyboardInterrupt:
-        typer.echo("dna-probe: interrupted; nothing was written", err=True)
-        return 1
+        return interrupted()
     return 0
+
+
+def interrupted() -> int:
+    typer.echo("dna-probe: interrupted; nothing was written", err=True)
+    return 1
 
 
 if __name__ == "__main__":

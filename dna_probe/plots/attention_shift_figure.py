@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 ROWS = ("real", "fake", "fake \N{MINUS SIGN}\nreal")
 SMALLEST_PITCH, LARGEST_PITCH, MOST_SHOWN = 0.40, 0.74, 12
 SMALLEST_PITCH_DOWN, SMALL_PITCH_DOWN = 0.30, 0.42
-LABELS, BAR, BESIDE = 0.40, 0.60, 3.35
+MULTIPLICATION = "\N{MULTIPLICATION SIGN}"
+LABELS, BAR, BESIDE = 0.40, 0.70, 3.35
 
 
 def attention_shift(report: LayerReport, ax: Axes | None = None, columns: int = 2) -> tuple[Figure, np.ndarray]:
@@ -169,12 +170,13 @@ def _draw_maps(host: style.Host, report: LayerReport, plan: _Plan) -> list[Axes]
     _head(host, report, plan, cell)
     x = LABELS + (len(plan.shown) - 1) * plan.step + plan.pitch + 0.03
     _bar(host, first, x, plan.top, plan.pitch + cell, {0.0: "0", first.get_clim()[1]: "layer\nmax."})
-    ends = {-limit: _signed(-limit), 0.0: "0", limit: _signed(limit)}
+    power = depth_panels.scale_power(np.array([limit]))
+    ends = {end: _signed(end / 10.0**power) for end in (-limit, 0.0, limit)}
     if plan.pitch < SMALL_PITCH_DOWN:
         del ends[0.0]
     bar = _bar(host, last, x, plan.top + 2 * plan.pitch, cell, ends)
     bar.annotate(
-        "\N{MULTIPLICATION SIGN} uniform",
+        f"{depth_panels.power_text(power) if power else MULTIPLICATION} uniform",
         (0, 0),
         (0, -3),
         xycoords="axes fraction",
@@ -228,4 +230,4 @@ def _bar(host: style.Host, image, x: float, y: float, height: float, ticks: dict
 
 
 def _signed(value: float) -> str:
-    return f"{value:+.2g}".replace("-", "\N{MINUS SIGN}")
+    return f"{value:+.2g}".replace("-", "\N{MINUS SIGN}") if value else "0"

@@ -27,7 +27,7 @@ TITLES = {
     "distance_shift": ("Distance shift", "patches", True),
     "spread": ("Spread", "of maximum", False),
 }
-LEFT, ABOVE, BELOW, GAP, LINE = 0.38, 0.17, 0.30, 0.08, 0.145
+LEFT, ABOVE, BELOW, GAP, LINE = 0.38, 0.19, 0.30, 0.08, 0.145
 # Inches that two panels across need for the longest titles, and four.
 LEAST_WIDTH, WIDE = 3.3, 6.4
 TICK_STEPS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 50, 100)
@@ -99,8 +99,8 @@ def draw_curve(ax: Axes, report: LayerReport, name: str, width: float, height: f
         ax.axhline(0.5, color=style.INK, linewidth=0.6, linestyle=(0, (1, 1.5)), zorder=1)
     # A single layer has no width to shade.
     at = depth if len(depth) > 1 else np.array([-0.2, 0.2])
-    low, high = (np.broadcast_to(c, at.shape) for c in (curve.low, curve.high))
-    ax.fill_between(at, low, high, facecolor=style.BLUE_TINT, edgecolor="none", zorder=2)
+    lower, upper = np.broadcast_to(curve.low, at.shape), np.broadcast_to(curve.high, at.shape)
+    ax.fill_between(at, lower, upper, facecolor=style.BLUE_TINT, edgecolor="none", zorder=2)
     if curve.null is not None:
         for null in (curve.null, -curve.null) if signed else (curve.null,):
             level = np.broadcast_to(null, at.shape)
@@ -121,9 +121,14 @@ def draw_curve(ax: Axes, report: LayerReport, name: str, width: float, height: f
     ax.margins(y=0.08)
     if not np.ptp(shown) and not shown.any():
         ax.set_ylim(-0.1, 1)
+    low, high = ax.get_ylim()
+    # Without a floor a level curve would fill its panel with noise, under tick labels of many digits.
+    short = 0.02 * float(np.abs(shown).max()) - (high - low)
+    if short > 0:
+        ax.set_ylim(low - short / 2, high + short / 2)
     depth_ticks(ax, report.layers, width)
     scale = " ".join(part for part in (power_text(power) if power else "", unit) if part)
-    ax.set_title(f"{title} ({scale})" if scale else title, loc="left", pad=3, fontsize=style.TEXT)
+    style.entitle(ax, f"{title} ({scale})" if scale else title)
 
 
 ATTENTION_CURVES = ("attention_js", "entropy_shift", "distance_shift", "spread")

@@ -62,7 +62,7 @@ def scores(scores_or_unit_set: UnitScores | UnitSet, ax: Axes | None = None, col
         style.dress(ax)
         _draw_ranking(ax, ranked)
         if units is None:
-            ax.set_title(f"{len(ranked.score)} units by {ranked.scorer}", loc="left", pad=4)
+            style.entitle(ax, f"{len(ranked.score)} units by {ranked.scorer}")
             _draw_key(ax, False, len(ranked.resamples) > 0, (1.0, 1.0), "upper right")
             panels = [ax]
         else:
@@ -115,7 +115,7 @@ def _draw_cut(ax: Axes, units: UnitSet) -> list[Axes]:
     prefix = count > 0 and bool(kept[:count].all())
     if prefix:
         _mark_cut(ax, units, count, float(curve[count - 1]))
-    ax.set_title(_caption(units), loc="left", pad=4, linespacing=1.15)
+    style.entitle(ax, _caption(units))
     if not count:
         return [ax]
     # Lift the ceiling where the curve would run into the inset.
@@ -211,5 +211,5 @@ def _draw_layers(ax: Axes, units: UnitSet) -> Axes:
     depth_panels.depth_ticks(inset, sites, 0.44 * style.inches(ax)[0])
     inset.yaxis.set_major_locator(MaxNLocator(nbins=2, integer=True, min_n_ticks=2))
     inset.set_ylim(0, max(counts) * 1.05)
-    inset.set_title(f"kept in each {depth_panels.depth_name(sites)}", pad=2, loc="left")
+    style.entitle(inset, f"kept in each {depth_panels.depth_name(sites)}")
     return inset

@@ -73,7 +73,7 @@ def difference_map() -> LinearSegmentedColormap:
     from matplotlib.colors import LinearSegmentedColormap
 
     return LinearSegmentedColormap.from_list(
-        "dna_probe_difference", ["#001C4D", "#1F5FA8", "#B4B4B4", "#FFB347", "#FFF6C8"], N=255
+        "dna_probe_difference", ["#001C4D", "#1F5FA8", "#A0A0A0", "#FFC56B", "#FFF6C8"], N=255
     )
 
 
@@ -146,11 +146,18 @@ def dress(ax: Axes) -> Axes:
     ax.tick_params(
         which="both", labelsize=TEXT, labelfontfamily=FONT, width=0.6, length=2.2, pad=1.8, color=INK, labelcolor=INK
     )
+    for text in (ax.xaxis.label, ax.yaxis.label):
+        text.set(fontsize=TEXT, fontfamily=FONT, color=INK)
     ax.set_facecolor("white")
     ax.set_axisbelow(True)
     for name, spine in ax.spines.items():
         spine.set(linewidth=0.6, edgecolor=INK, visible=name in ("left", "bottom"))
     return ax
+
+
+def entitle(ax: Axes, text: str) -> None:
+    """A title over the left edge, also on an axes that was made under other settings."""
+    ax.set_title(text, loc="left", pad=4, fontsize=TEXT, fontfamily=FONT, color=INK, linespacing=1.15)
 
 
 def settle(*panels: Axes) -> None:

@@ -1,5 +1,7 @@
 """Made-up results in every shape that a figure has to hold; no model is run."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from dna_probe.location import ATTENTION, DECOUPLING, Curve, LayerReport
@@ -70,6 +72,16 @@ def make_report(
         reasons=("made up",) * depth,
         provenance={"images": {"real": 4, "fake": 4}},
     )
+
+
+def make_level() -> LayerReport:
+    """A network without weights: attention uniform to five digits everywhere."""
+    report = make_report(12, [True] * 12)
+    flat = [m * 0 + (1 + 1e-5 * m) / m.size for m in report.maps["real"]]
+    tilted = [m + 1e-7 * np.linspace(-1, 1, m.size).reshape(m.shape) for m in flat]
+    level = 0.9999 + 5e-5 * np.sin(np.arange(12))
+    curves = report.curves | {"spread": Curve(level, level - 2e-5, level + 2e-5)}
+    return replace(report, curves=curves, maps={"real": tuple(flat), "fake": tuple(tilted)})
 
 
 def make_cnn(depth=4, one_row=False) -> LayerReport:
