@@ -423,7 +423,7 @@ def load(folder: str | Path, model: Any = None, weights: str | Path | None = Non
         anchor=AnchorClassifier.restore(manifest["anchor"], arrays),
         layers=layers,
         scores=scores,
-        unit_set=_restored_units(manifest, scores),
+        unit_set=UnitSet.from_json(manifest["unit_set"], scores) if scores and manifest.get("unit_set") else None,
         skipped=tuple((name, reason) for name, reason in manifest["skipped"]),
         provenance=manifest["provenance"],
     )
@@ -466,22 +466,6 @@ def _stored(path: Path, read: Any) -> Any:
         return read(json.loads(path.read_text())) if path.exists() else None
     except (ValueError, KeyError, TypeError) as error:
         raise ArtefactError(f"{path} is damaged", f"{type(error).__name__}: {error}", "Copy or fit it again") from error
-
-
-def _restored_units(manifest: Mapping[str, Any], scores: UnitScores | None) -> UnitSet | None:
-    stored = manifest.get("unit_set")
-    if stored is None or scores is None:
-        return None
-    return UnitSet(
-        scores=scores,
-        mask=np.isin(scores.units, stored["units"]),
-        cut=stored["cut"],
-        scope=stored["scope"],
-        reason=stored["reason"],
-        found=stored["found"],
-        spread=tuple(stored["spread"]),
-        parameters=stored["parameters"],
-    )
 
 
 @contextmanager

@@ -248,7 +248,7 @@ def report_layers(
     rng = np.random.default_rng(seed)
     observed = np.eye(len(labels))[labels == 0].mean(0), np.eye(len(labels))[labels == 1].mean(0)
     drawn = _bootstrap_weights(labels, images.groups, resamples, rng)
-    shuffled = _permutation_weights(labels, resamples, rng)
+    shuffled = _permutation_weights(labels, images.groups, resamples, rng)
 
     curves: dict[str, Curve] = {}
     per_layer = [
@@ -303,9 +303,22 @@ def _bootstrap_weights(labels: np.ndarray, groups: Sequence[str], draws: int, rn
     return weights[0], weights[1]
 
 
-def _permutation_weights(labels: np.ndarray, draws: int, rng: np.random.Generator) -> Weights:
-    permuted = np.stack([rng.permutation(labels) for _ in range(draws)])
-    return tuple((permuted == label) / (labels == label).sum() for label in (0, 1))  # type: ignore[return-value]
+def _permutation_weights(labels: np.ndarray, groups: Sequence[str], draws: int, rng: np.random.Generator) -> Weights:
+    """Image weights (draws, n) of each class under shuffled labels.
+
+    Where a group holds both classes (a photograph and its forgeries), labels are shuffled inside it: across groups,
+    content would differ between the shuffled classes as it does not between the true ones.
+    """
+    names = np.asarray(groups)
+    own = {name: np.flatnonzero(names == name) for name in np.unique(names)}
+    mixed = [index for index in own.values() if len(np.unique(labels[index])) == 2]
+    pure = np.setdiff1d(np.arange(len(labels)), np.concatenate([[], *mixed]).astype(int))
+    permuted = np.tile(labels, (draws, 1))
+    for row in permuted:
+        for index in (*mixed, pure):
+            row[index] = rng.permutation(labels[index])
+    real, fake = ((permuted == label) / (labels == label).sum() for label in (0, 1))
+    return real, fake
 
 
 def _layer_curves(

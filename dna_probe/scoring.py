@@ -100,11 +100,13 @@ class Evidence:
         by_name: Mapping[str, np.ndarray] = getattr(self.gradients, kind)
         return np.concatenate([by_name[reading.name].mean(0) for reading in self.readings])
 
-    def resampled(self, rng: np.random.Generator) -> Evidence:
-        """The same evidence with the images of each class drawn again; gradients, already averages, are kept."""
-        index = np.concatenate(
-            [rng.choice(np.flatnonzero(self.labels == label), (self.labels == label).sum()) for label in (0, 1)]
-        )
+    def resampled(self, rng: np.random.Generator, share: float = 0.8) -> Evidence:
+        """The same evidence with a share of the images of each class; gradients, already averages, are kept.
+
+        Drawn without replacement: the copies in a bootstrap sample would inflate the probe's weights.
+        """
+        members = [np.flatnonzero(self.labels == label) for label in (0, 1)]
+        index = np.concatenate([rng.choice(m, max(1, round(share * len(m))), replace=False) for m in members])
         return Evidence(self.readings, self.values[index], self.labels[index], self.gradients, self.seed)
 
 
@@ -157,6 +159,11 @@ def _auroc(evidence: Evidence) -> Factors:
     return {"auroc": wins / (fake.sum() * (~fake).sum()) - 0.5}
 
 
+def _real_variance(evidence: Evidence) -> Factors:
+    """Variance over real images: what marks a unit of content (LAKE, arXiv 2604.07802)."""
+    return {"variance": np.asarray(evidence.values[evidence.labels == 0].var(axis=0, dtype=np.float64))}
+
+
 @dataclass(frozen=True)
 class Scorer:
     """A rule from evidence to factors; the score is the absolute value of their product."""
@@ -177,7 +184,7 @@ SCORERS: dict[str, Scorer] = {
     "activation": Scorer(lambda e: {"activation": np.abs(e.values).mean(0, dtype=np.float64)}),
     "gradient": Scorer(lambda e: {"gradient": e.gradient("mean") * e.scale}, True),
     "gradient_x_activation": Scorer(lambda e: {"product": e.gradient("product")}, True),
-    "real_variance": Scorer(lambda e: {"variance": np.var(e.values[e.labels == 0], axis=0)}),
+    "real_variance": Scorer(_real_variance),
     "random": Scorer(lambda e: {"draw": np.random.default_rng(e.seed).random(e.values.shape[1])}),
 }
 
@@ -192,7 +199,7 @@ class UnitScores:
         score: (units,) non-negative.
         factors: name -> (units,), signed; the score is the absolute value of their product.
         p_value: (units,) two-sided Welch t-test of fake against real.
-        resamples: (draws, units) scores under resampled images, for the spread of the knee.
+        resamples: (draws, units) scores from 80 % of the images of each class, for the spread of the knee.
         provenance: backbone, weights, data fingerprint, parameters.
     """
 

@@ -138,6 +138,21 @@ class UnitSet:
             "parameters": dict(self.parameters),
         }
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], scores: UnitScores) -> UnitSet:
+        """The set again, with the scores that it was cut from."""
+        low, middle, high = data["spread"]
+        return cls(
+            scores=scores,
+            mask=np.isin(scores.units, data["units"]),
+            cut=data["cut"],
+            scope=data["scope"],
+            reason=data["reason"],
+            found=data["found"],
+            spread=(low, middle, high),
+            parameters=data["parameters"],
+        )
+
     def __repr__(self) -> str:
         low, middle, high = self.spread
         return (

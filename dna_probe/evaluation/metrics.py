@@ -28,10 +28,25 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float:
 def auc_interval(
     labels: np.ndarray, scores: np.ndarray, groups: np.ndarray | None = None, draws: int = 1000, seed: int = 0
 ) -> Interval:
-    """AUC with a percentile bootstrap over groups (images, where none are given), 95 %.
+    """AUC with a 95 % percentile bootstrap over groups (over images, where no groups are given)."""
+    return _interval(auc(labels, scores), _drawn(labels, scores, groups, draws, seed))
 
-    A draw without one of the classes says nothing and is left out.
-    """
+
+def auc_difference(
+    labels: np.ndarray,
+    scores: np.ndarray,
+    others: np.ndarray,
+    groups: np.ndarray | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+) -> Interval:
+    """AUC of ``scores`` minus AUC of ``others`` on the same images, with a paired 95 % bootstrap over groups."""
+    drawn = (_drawn(labels, part, groups, draws, seed) for part in (scores, others))
+    return _interval(auc(labels, scores) - auc(labels, others), np.subtract(*drawn))
+
+
+def _drawn(labels: np.ndarray, scores: np.ndarray, groups: np.ndarray | None, draws: int, seed: int) -> np.ndarray:
+    """AUC in each bootstrap draw; a draw without one of the classes says nothing and is left out."""
     labels, scores = np.asarray(labels), np.asarray(scores)
     names = np.arange(len(labels)) if groups is None else np.asarray(groups)
     _, member = np.unique(names, return_inverse=True)
@@ -42,11 +57,9 @@ def auc_interval(
     wins = (scores[fake][:, None] > scores[real]) + 0.5 * (scores[fake][:, None] == scores[real])
     pairs = times[:, fake].sum(1) * times[:, real].sum(1)
     drawn = ((times[:, fake] @ wins) * times[:, real]).sum(1)
-    drawn = drawn[pairs > 0] / pairs[pairs > 0]
-    return Interval(float(wins.mean()), *(float(v) for v in np.percentile(drawn, [2.5, 97.5])))
+    return drawn[pairs > 0] / pairs[pairs > 0]
 
 
-def balanced_accuracy(labels: np.ndarray, predicted: np.ndarray) -> float:
-    from sklearn.metrics import balanced_accuracy_score
-
-    return float(balanced_accuracy_score(labels, predicted))
+def _interval(value: float, drawn: np.ndarray) -> Interval:
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return Interval(value, float(low), float(high))

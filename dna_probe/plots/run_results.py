@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from dna_probe.errors import ArtefactError, unknown_name
 from dna_probe.plots import FIGURES
 
@@ -61,16 +59,7 @@ def _read_scores(path: Path) -> UnitScores | UnitSet:
     stored = read_manifest(path.parent).get("unit_set")
     if stored is None:
         return scores
-    return UnitSet(
-        scores=scores,
-        mask=np.isin(scores.units, stored["units"]),
-        cut=stored["cut"],
-        scope=stored["scope"],
-        reason=stored["reason"],
-        found=stored["found"],
-        spread=tuple(stored["spread"]),
-        parameters=stored["parameters"],
-    )
+    return UnitSet.from_json(stored, scores)
 
 
 def _parsed(path: Path, schema: str, read: Any) -> Any:

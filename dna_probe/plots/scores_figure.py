@@ -77,7 +77,7 @@ def _draw_ranking(ax: Axes, ranked: UnitScores) -> None:
     curve, draws = _shares(ranked)
     rank = np.arange(1, len(curve) + 1)
     if len(draws):
-        ax.fill_between(rank, draws.min(0), draws.max(0), facecolor=style.GREY_TINT, edgecolor="none", zorder=2)
+        ax.fill_between(rank, draws.min(0), draws.max(0), facecolor=style.GREY_TINT, edgecolor="none", zorder=3.5)
     marker = "o" if len(curve) <= 30 else "none"
     ax.plot(rank, curve, color=style.BLUE, linewidth=1.1, zorder=4, marker=marker, markersize=2)
     depth_panels.number_ticks(ax, 0)
@@ -152,16 +152,9 @@ def _mark_cut(ax: Axes, units: UnitSet, count: int, height: float) -> None:
     top = 1.0 if share < FREE_FROM - 0.03 else FREE_ABOVE
     ax.axvline(count + 0.5, 0, top, color=style.VERMILLION, linewidth=0.8, linestyle=(0, (4, 1.5)), zorder=5)
     if high > low:
-        ax.errorbar(
-            count,
-            height,
-            xerr=[[max(0, count - low)], [max(0, high - count)]],
-            color=style.VERMILLION,
-            elinewidth=1.0,
-            capsize=2,
-            capthick=1.0,
-            zorder=6,
-        )
+        # The range as it is: scores of resampled images may bend elsewhere, and then it does not hold the knee itself.
+        (line,) = ax.plot([low, high], [height, height], color=style.VERMILLION, linewidth=1.0, zorder=6)
+        line.set(marker="|", markersize=5, markeredgewidth=1.0, label="range of the cut")
     ax.plot(
         count, height, marker="D", markersize=3.6, color=style.VERMILLION, linestyle="none", zorder=7, clip_on=False
     )

@@ -5,6 +5,7 @@ import itertools
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
@@ -393,10 +394,16 @@ def test_kept_units_per_layer_are_counted():
     assert sum(counts) == len(units)
 
 
+@pytest.mark.parametrize("spread", [(24, 30, 35), (30, 39, 60), (50, 60, 70)])
+def test_the_range_of_the_cut_is_not_stretched_to_the_cut(spread):
+    _, ax = plots.scores(replace(truncate(make_scores()), spread=spread))
+    (line,) = [line for line in ax.lines if line.get_label() == "range of the cut"]
+    assert list(line.get_xdata()) == [spread[0], spread[2]]
+
+
 def test_resampled_curves_share_the_scale_on_which_the_knee_is_found():
     scores = make_scores()
-    inflated = copy.copy(scores)
-    object.__setattr__(inflated, "resamples", scores.resamples * 50)
+    inflated = replace(scores, resamples=scores.resamples * 50)
     bands = [plots.scores(s)[1].collections[0].get_paths()[0].vertices for s in (scores, inflated)]
     np.testing.assert_allclose(*bands)
     assert bands[0][:, 1].max() <= 1

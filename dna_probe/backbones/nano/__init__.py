@@ -13,7 +13,7 @@ ARCHITECTURE: dict[str, Any] = {"patch_size": 8, "embed_dim": 96, "depth": 10, "
 PRETRAINED_CFG: dict[str, Any] = {
     "architecture": "dna_probe_nano",
     "input_size": (3, SIZE, SIZE),
-    "crop_pct": 1.0,
+    "crop_pct": 0.8,
     "interpolation": "bicubic",
     "mean": (0.5, 0.5, 0.5),
     "std": (0.5, 0.5, 0.5),
