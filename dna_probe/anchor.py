@@ -151,9 +151,8 @@ class AnchorClassifier:
 
     def cross_fit(self, values: np.ndarray, labels: np.ndarray, groups: Sequence[str]) -> np.ndarray | None:
         """Out-of-fold decision values, (n,), or None where a class has fewer than two groups."""
-        if not folds(labels, groups, seed=self.random_state):
-            return None
-        return out_of_fold_scores(values, labels, groups, self._build(self.strength_), self.random_state)
+        pairs = folds(labels, groups, seed=self.random_state)
+        return out_of_fold_scores(values, labels, pairs, self._build(self.strength_)) if pairs else None
 
     def decision_function(self, values: np.ndarray) -> np.ndarray:
         """Signed distance, larger is more fake, (n,)."""

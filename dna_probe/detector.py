@@ -23,7 +23,7 @@ from dna_probe.images.reading import name_of
 from dna_probe.images.sampling import draw_shots, require_two_classes
 from dna_probe.images.sets import ImageSet
 from dna_probe.location import LayerReport, bounded, collect_layer_features, layer_reading, report_layers
-from dna_probe.probing import folds, one_thread
+from dna_probe.probing import folds, small_fits
 from dna_probe.scoring import (
     DEFAULT_KINDS,
     SCORERS,
@@ -302,7 +302,7 @@ def fit(
         raise DnaProbeError(f"No unit is left: {unit_set.reason}", fix="Use another cut, for example 'fraction'")
     anchor = AnchorClassifier(classifier, random_state=seed)
     values, labels, groups = features.of(readings), features.images.labels, features.images.groups
-    with one_thread():
+    with small_fits():
         anchor.strength = anchor.choose_strength(values[:, unit_set.mask], labels, groups)
         cross_fitted = _cross_fit(features, readings, scorer, gradients, anchor, unit_set, seed)
         anchor.fit(values[:, unit_set.mask], labels, groups, cross_fitted)

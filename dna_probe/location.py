@@ -28,7 +28,7 @@ from dna_probe.images.probe_set import probe_set
 from dna_probe.images.sampling import require_two_classes
 from dna_probe.images.sets import ImageSet
 from dna_probe.layer_rules import LayerChoice, choose_layers, require_rule
-from dna_probe.probing import one_thread, out_of_fold_scores
+from dna_probe.probing import folds, out_of_fold_scores, small_fits
 from dna_probe.sites import Reading, Site
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ def report_layers(
         stacked = [per_layer[i][name] for i in range(len(sites))]
         value, low, high, null = (np.array(column) for column in zip(*stacked, strict=True))
         curves[name] = Curve(value, low, high, None if name in NOT_COMPARING_CLASSES else null)
-    with one_thread():
+    with small_fits():
         curves["probe_auc"] = _probe_curve(values, labels, images.groups, drawn, seed)
     choice: LayerChoice = choose_layers(rule, {name: c.value for name, c in curves.items()}, **rule_parameters)
     return LayerReport(
@@ -370,8 +370,9 @@ def _probe_curve(
 ) -> Curve:
     """Out-of-fold AUC of each layer's probe; the interval resamples the images, not the fits."""
     columns = []
+    pairs = folds(labels, groups, seed=seed)
     for layer in values:
-        scores = out_of_fold_scores(layer, labels, groups, seed=seed)
+        scores = out_of_fold_scores(layer, labels, pairs, seed=seed)
         real, fake = scores[labels == 0], scores[labels == 1]
         wins = (fake[:, None] > real).astype(float) + 0.5 * (fake[:, None] == real)
         w_real, w_fake = drawn[0][:, labels == 0], drawn[1][:, labels == 1]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sklearn.base import ClassifierMixin
 
 PROBE_C = 0.02
+Folds = Sequence[tuple[np.ndarray, np.ndarray]]
 
 
 def linear_probe(c: float = PROBE_C, random_state: int = 0) -> Any:
@@ -25,11 +26,16 @@ def linear_probe(c: float = PROBE_C, random_state: int = 0) -> Any:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
-    """Linear algebra on one thread inside the context: in small fits, waking threads costs more than it saves."""
+def small_fits() -> Iterator[None]:
+    """For hundreds of small fits: linear algebra on one thread, since waking others costs more than it saves, and no
+    second check of values that were checked when they were collected."""
+    from sklearn import config_context
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(limits=1, user_api="blas"):
+    with (
+        threadpool_limits(limits=1, user_api="blas"),
+        config_context(assume_finite=True, skip_parameter_validation=True),
+    ):
         yield
 
 
@@ -52,17 +58,18 @@ def folds(
 
 
 def out_of_fold_scores(
-    values: np.ndarray, labels: np.ndarray, groups: Sequence[str], probe: ClassifierMixin | None = None, seed: int = 0
+    values: np.ndarray, labels: np.ndarray, pairs: Folds, probe: ClassifierMixin | None = None, seed: int = 0
 ) -> np.ndarray:
     """Decision values of each image from a probe that did not see its group, (n,).
 
-    With too few groups for any fold every score is 0, which makes an AUC of one half.
+    Args:
+        pairs: from ``folds``. Where there are none every score is 0, which makes an AUC of one half.
     """
     from sklearn.base import clone
 
     probe = probe or linear_probe(random_state=seed)
     scores = np.zeros(len(labels))
-    for train, test in folds(labels, groups, seed=seed):
+    for train, test in pairs:
         fitted = clone(probe).fit(values[train], labels[train])
         scores[test] = fitted.decision_function(values[test])
     return scores

@@ -43,7 +43,7 @@ from dna_probe.images.layouts import read_images
 from dna_probe.images.sampling import require_two_classes
 from dna_probe.location import LayerReport, layer_reading, locate_layers
 from dna_probe.moments import require_finite
-from dna_probe.probing import linear_probe, one_thread
+from dna_probe.probing import linear_probe, small_fits
 from dna_probe.sites import Reading, resolve_site
 
 if TYPE_CHECKING:
@@ -185,7 +185,7 @@ SCORERS: dict[str, Scorer] = {
     "gradient": Scorer(lambda e: {"gradient": e.gradient("mean") * e.scale}, True),
     "gradient_x_activation": Scorer(lambda e: {"product": e.gradient("product")}, True),
     "real_variance": Scorer(_real_variance),
-    "random": Scorer(lambda e: {"draw": np.random.default_rng(e.seed).random(e.values.shape[1])}),
+    "random": Scorer(lambda e: {"draw": np.random.default_rng(e.seed).random((e.values.shape[1],))}),
 }
 
 
@@ -383,7 +383,7 @@ def score_features(
         raise DataError("Scoring needs images of both classes", fix="Check the folder or the labels")
     evidence = Evidence(tuple(readings), features.of(readings), labels, gradients, seed)
     rng = np.random.default_rng(seed)
-    with one_thread():
+    with small_fits():
         factors = SCORERS[scorer].factors(evidence)
         drawn = [product(SCORERS[scorer].factors(evidence.resampled(rng))) for _ in range(resamples)]
     score = product(factors)
