@@ -23,7 +23,7 @@ _HOMES = {
     "Options": "collection",
     "UnitScores": "scoring",
     "UnitSet": "truncation",
-    "fit": "detector",
+    "fit": "fitting",
     "load": "detector",
     "locate_layers": "location",
     "open_backbone": "backbones",
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
     from dna_probe.backbones.contract import Backbone as Backbone
     from dna_probe.collection import Options as Options
     from dna_probe.detector import Detector as Detector
-    from dna_probe.detector import fit as fit
     from dna_probe.detector import load as load
     from dna_probe.errors import DnaProbeError as DnaProbeError
+    from dna_probe.fitting import fit as fit
     from dna_probe.images.layouts import read_images as read_images
     from dna_probe.images.probe_set import probe_set as probe_set
     from dna_probe.images.sets import ImageSet as ImageSet

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from dna_probe.errors import DataError
+from dna_probe.storage import write_atomically
 
 
 def digest(*parts: object) -> str:
@@ -71,24 +71,6 @@ class RowCache:
         for row, image in enumerate(images):
             for name in names:
                 self._place[image, name] = (shard, row)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the file and rename, so that a reader sees the old content or the new, never a part.
-
-    Raises:
-        DataError: the disk is full or the folder cannot be written; what was there is kept.
-    """
-    beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        beside.write_bytes(content)
-        os.replace(beside, path)
-    except OSError as error:
-        raise DataError(
-            f"{path} could not be written", error.strerror or str(error), "Free some space or choose another folder"
-        ) from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _contents(shard: Path) -> tuple[list[str], list[str]]:

@@ -21,9 +21,10 @@ def demo(
     json: shared.Json = False,
 ) -> None:
     """Locate, score, fit and test on the built-in backbone and images."""
-    from dna_probe.detector import fit, replacing_folder, require_free
     from dna_probe.evaluation.demonstration import demonstrate
+    from dna_probe.fitting import fit
     from dna_probe.images.probe_set import probe_set
+    from dna_probe.storage import require_free
 
     if out is not None:
         require_free(out, overwrite)
@@ -34,7 +35,7 @@ def demo(
     detector = fit(model, train, seed=seed, options=options)
     result = demonstrate(detector, train, test, seed, options)
     if out is not None:
-        _write(detector, result, out, overwrite, replacing_folder)
+        _write(detector, result, out, overwrite)
     if json:
         shared.echo_json(result)
     elif not quiet:
@@ -43,11 +44,12 @@ def demo(
             typer.echo(f"Detector, reports and figures written to {out}")
 
 
-def _write(detector, result: dict, out: Path, overwrite: bool, replacing_folder) -> None:
+def _write(detector, result: dict, out: Path, overwrite: bool) -> None:
     import json as jsonlib
 
     from dna_probe import plots
     from dna_probe.cli.locate import write_report
+    from dna_probe.storage import replacing_folder
 
     with replacing_folder(out, overwrite) as folder:
         write_report(detector.layers, folder)

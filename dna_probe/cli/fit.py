@@ -34,9 +34,9 @@ def fit(
     json: shared.Json = False,
 ) -> None:
     """Fit a few-shot detector on the units that respond to forgery."""
-    from dna_probe.detector import fit as fit_detector
-    from dna_probe.detector import require_free
+    from dna_probe.fitting import fit as fit_detector
     from dna_probe.images.layouts import read_images
+    from dna_probe.storage import require_free
 
     require_free(out, overwrite)
     images = read_images(data)

@@ -26,11 +26,11 @@ def locate(
     json: shared.Json = False,
 ) -> None:
     """Find the layers where attention turns local and real and fake come apart."""
-    from dna_probe.detector import replacing_folder, require_free
     from dna_probe.images.layouts import read_images
     from dna_probe.images.probe_set import probe_set
     from dna_probe.layer_rules import require_rule
     from dna_probe.location import locate_layers
+    from dna_probe.storage import replacing_folder, require_free
 
     require_rule(rule)
     if out is not None:

@@ -27,9 +27,9 @@ def predict(
     json: shared.Json = False,
 ) -> None:
     """Say of each image whether it is real, fake, or unsure."""
-    from dna_probe.cache import write_atomically
     from dna_probe.detector import load
     from dna_probe.images.layouts import read_unlabelled
+    from dna_probe.storage import write_atomically
 
     if json and csv_:
         raise DnaProbeError("--json and --csv exclude each other", fix="Choose one")

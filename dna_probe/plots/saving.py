@@ -6,9 +6,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dna_probe.cache import write_atomically
 from dna_probe.errors import ArtefactError, DataError
 from dna_probe.plots.style import paper_style
+from dna_probe.storage import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -95,7 +95,7 @@ class TestFit:
         def interrupt(*args, **kwargs):
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("dna_probe.detector.score_features", interrupt)
+        monkeypatch.setattr("dna_probe.fitting.score_features", interrupt)
         status, _, err = run(capsys, "fit", data, "--backbone", BACKBONE, "--out", tmp_path / "d", "--quiet")
         assert status == 1 and "interrupted" in err.lower() and list(tmp_path.iterdir()) == []
 
