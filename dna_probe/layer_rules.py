@@ -56,8 +56,8 @@ def transition(curves: Curves, turned: float = 0.5, risen: float = 0.2) -> tuple
     largest value. The band is the run of layers that are both, from the first to the last; a single layer between two
     taken ones is kept, so that the band has no hole.
 
-    Where attention never turns local (the most global layer is the last, or the spread hardly moves), the rule falls
-    back to the layers where decoupling has risen to half its maximum, and says so.
+    Where attention never turns local (the most global layer is the last, or the spread hardly moves), or no local layer
+    is decoupled, the rule falls back to the layers where decoupling has risen to half its maximum, and says so.
     """
     spread, shift = curves["spread"], curves["cosine_shift"]
     depth = len(spread)
@@ -66,14 +66,12 @@ def transition(curves: Curves, turned: float = 0.5, risen: float = 0.2) -> tuple
     level = spread[most_global] - turned * (spread[most_global] - behind.min())
     threshold = risen * shift.max()
     if len(behind) < 2 or spread[most_global] - behind.min() < 0.01:
-        half = shift >= 0.5 * shift.max()
-        reason = "attention does not turn local; decoupling {} half its maximum"
-        return half, [reason.format("is at least" if h else "is below") for h in half]
+        return _half_decoupled(shift, "attention does not turn local")
     local = (np.arange(depth) > most_global) & (spread <= level)
     decoupled = shift >= threshold
     both = local & decoupled
     if not both.any():
-        return both, [_transition_reason(local[i], decoupled[i], i < most_global) for i in range(depth)]
+        return _half_decoupled(shift, "no layer with local attention is decoupled")
     band = both.copy()
     band[1:-1] |= both[:-2] & both[2:]
     reasons = [
@@ -81,21 +79,17 @@ def transition(curves: Curves, turned: float = 0.5, risen: float = 0.2) -> tuple
         if both[i]
         else "between two layers of the band"
         if band[i]
-        else _transition_reason(local[i], decoupled[i], i < most_global)
+        else "; ".join(
+            ([] if local[i] else ["attention is still global"]) + ([] if decoupled[i] else ["decoupling has not risen"])
+        )
         for i in range(depth)
     ]
     return band, reasons
 
 
-def _transition_reason(local: bool, decoupled: bool, before: bool) -> str:
-    parts = []
-    if not local:
-        parts.append(
-            "attention is still global" if not before else "above the most global layer, attention not yet turned"
-        )
-    if not decoupled:
-        parts.append("decoupling has not risen")
-    return "; ".join(parts) or "attention local, decoupling risen"
+def _half_decoupled(shift: np.ndarray, why: str) -> tuple[np.ndarray, list[str]]:
+    half = shift >= 0.5 * shift.max()
+    return half, [f"{why}; decoupling is {'at least' if h else 'below'} half its maximum" for h in half]
 
 
 def intersection(curves: Curves) -> tuple[np.ndarray, list[str]]:

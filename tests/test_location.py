@@ -149,6 +149,11 @@ class TestRules:
         assert choice.taken == (False, False, True, True)
         assert all("does not turn local" in reason for reason in choice.reasons)
 
+    def test_transition_always_takes_a_layer(self):
+        choice = choose_layers("transition", curves([1, 0.9, 0.5, 0.5], [1, 0.9, 0.01, 0.02]))
+        assert choice.taken == (True, True, False, False)
+        assert "no layer with local attention is decoupled" in choice.reasons[0]
+
     def test_intersection_may_be_empty_and_union_is_not(self):
         c = curves([1, 0.9, 0.8, 0.7, 0.6], [0, 0, 0, 0, 1])
         c["normalised_shift"] = np.array([1.0, 0, 0, 0, 0])
