@@ -21,5 +21,15 @@ def backbones(
     if json:
         shared.echo_json({"schema": "dna_probe.backbones/1", "backbones": [entry.to_json() for entry in found]})
         return
-    columns = list(found[0].to_json())
-    shared.echo_table(f"{len(found)} backbones", columns, [list(entry.to_json().values()) for entry in found])
+    rows = [
+        (
+            entry.name,
+            entry.family,
+            "" if entry.parameters is None else f"{entry.parameters / 1e6:.1f} M",
+            " x ".join(str(side) for side in entry.input_size),
+            entry.licence,
+        )
+        for entry in found
+    ]
+    title = f"{len(found)} backbones" if len(found) > 1 else "1 backbone"
+    shared.echo_table(title, ["name", "family", "parameters", "input", "licence of the weights"], rows)

@@ -16,6 +16,7 @@ def demo(
     device: shared.Device = "auto",
     batch_size: shared.BatchSize = 16,
     workers: shared.Workers = 2,
+    cache: shared.Cache = None,
     overwrite: shared.Overwrite = False,
     quiet: shared.Quiet = False,
     json: shared.Json = False,
@@ -29,7 +30,7 @@ def demo(
     if out is not None:
         require_free(out, overwrite)
     model = shared.make_backbone(backbone, weights, device, random_weights=False)
-    options = shared.make_options(batch_size, workers, None, quiet)
+    options = shared.make_options(batch_size, workers, cache, quiet)
     images = probe_set()
     train, test = images.of_split("fit"), images.of_split("test")
     detector = fit(model, train, seed=seed, options=options)

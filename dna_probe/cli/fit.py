@@ -13,12 +13,12 @@ def fit(
     out: Annotated[Path, typer.Option(help="Folder for the detector.")],
     backbone: shared.BackboneName = "nano",
     shots: Annotated[int | None, typer.Option(min=1, help="Images per class; left out, all.")] = None,
-    rule: Annotated[str, typer.Option(help="Layer rule.")] = "transition",
+    rule: Annotated[str, typer.Option(help="transition, intersection, union, top_m, all or last.")] = "transition",
     layer: Annotated[
         list[str] | None, typer.Option(help="Site name of a layer, in place of a rule; repeatable.")
     ] = None,
     kinds: Annotated[str, typer.Option(help="Unit kinds, by comma: cls, mean, mlp, mlp_mean.")] = "cls",
-    scorer: Annotated[str, typer.Option(help="Unit scorer.")] = "triadic",
+    scorer: Annotated[str, typer.Option(help="triadic, a variant of it, or a single factor; see README.")] = "triadic",
     cut: Annotated[str, typer.Option(help="knee, top_k, fraction or fdr.")] = "knee",
     scope: Annotated[str, typer.Option(help="Cut one ranking of all units (global) or one per layer.")] = "global",
     classifier: Annotated[str, typer.Option(help="logistic, linear_svm, rbf_svm, lda or prototype.")] = "logistic",
