@@ -13,7 +13,7 @@ import numpy as np
 
 from dna_probe.anchor import AnchorClassifier
 from dna_probe.collection import Options, collect_features
-from dna_probe.errors import ArtefactError, DataError, DnaProbeError
+from dna_probe.errors import ArtefactError, BackboneError, DataError, DnaProbeError
 from dna_probe.images.reading import name_of
 from dna_probe.images.sets import ImageSet
 from dna_probe.location import LayerReport
@@ -263,19 +263,23 @@ def load(folder: str | Path, model: Any = None, weights: str | Path | None = Non
             f"{folder / 'arrays.safetensors'} is damaged", str(error), "Copy or fit it again"
         ) from error
     identity = manifest["backbone"]
-    if model is None and not identity.get("spec"):
+    try:
+        backbone = open_backbone(
+            (identity.get("spec") or identity["name"]) if model is None else model,
+            weights=weights or (identity.get("weights") if model is None else None),
+            device=device,
+            random_weights=model is None and identity.get("random_weights", False),
+            preprocessing=Preprocessing.from_json(manifest["preprocessing"]),
+        )
+    except BackboneError as error:
+        if model is not None or identity.get("spec"):
+            raise
+        # A module object leaves no more than its name, which timm may know.
         raise ArtefactError(
             f"{folder} was fitted on a model object ({identity['name']})",
-            "It cannot be rebuilt by name",
+            f"It cannot be rebuilt by name ({error.what})",
             "Pass it: dna_probe.load(folder, model=...)",
-        )
-    backbone = open_backbone(
-        identity["spec"] if model is None else model,
-        weights=weights or identity.get("weights"),
-        device=device,
-        random_weights=model is None and identity.get("random_weights", False),
-        preprocessing=Preprocessing.from_json(manifest["preprocessing"]),
-    )
+        ) from error
     if backbone.weight_hash != identity["weight_hash"]:
         raise ArtefactError(
             f"The weights of {backbone.name} are not those that {folder} was fitted with",

@@ -270,6 +270,19 @@ class TestArtefact:
         again = dna_probe.load(tmp_path / "d", model=Planted())
         assert np.array_equal(again.predict_proba(fresh[0]), fitted.predict_proba(fresh[0]))
 
+    def test_a_timm_model_object_is_rebuilt_by_its_name(self, tmp_path, monkeypatch):
+        from dna_probe.backbones import timm as timm_backbones
+
+        def build(name, **settings):
+            return timm_backbones.build_random(name.partition(".")[0])
+
+        monkeypatch.setattr("dna_probe.backbones.download.build_pretrained", build)
+        model = build("vit_tiny_patch16_224")
+        pictures = [np.random.default_rng(i).integers(0, 256, (64, 64, 3), dtype=np.uint8) for i in range(6)]
+        detector = dna_probe.fit(model, (pictures, [0, 1] * 3), layers=["blocks.0.hook_resid_post"], scorer="cohens_d")
+        detector.save(tmp_path / "d")
+        assert dna_probe.load(tmp_path / "d").units == detector.units
+
     def test_a_full_folder_is_not_touched(self, fitted, tmp_path):
         (tmp_path / "d").mkdir()
         (tmp_path / "d" / "mine.txt").write_text("precious")
