@@ -13,7 +13,7 @@ ARCHITECTURE: dict[str, Any] = {"patch_size": 8, "embed_dim": 96, "depth": 10, "
 PRETRAINED_CFG: dict[str, Any] = {
     "architecture": "dna_probe_nano",
     "input_size": (3, SIZE, SIZE),
-    # Short side to 160, centre 128: crops of the probe set are 160 pixels and so are not resampled, which would blur traces.
+    # Short side to 160, centre 128: the probe set has crops of 160, which resampling would rob of traces.
     "crop_pct": 0.8,
     "interpolation": "bicubic",
     "mean": (0.5, 0.5, 0.5),
