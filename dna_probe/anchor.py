@@ -16,7 +16,7 @@ from dna_probe.moments import require_finite
 from dna_probe.probing import PROBE_C, folds, linear_probe, out_of_fold_scores
 
 if TYPE_CHECKING:
-    from sklearn.base import ClassifierMixin
+    pass
 
 ERROR_RATE = 0.1
 STRENGTHS = (0.0005, 0.002, 0.01, 0.05, 0.2)
@@ -138,7 +138,7 @@ class AnchorClassifier:
         auc = np.zeros((len(strengths), len(pairs)))
         for i, strength in enumerate(strengths):
             for j, (train, test) in enumerate(pairs):
-                scores = _decide(self._build(strength).fit(values[train], labels[train]), values[test])
+                scores = self._build(strength).fit(values[train], labels[train]).decision_function(values[test])
                 auc[i, j] = roc_auc_score(labels[test], scores) if len(np.unique(labels[test])) == 2 else np.nan
         mean = np.nanmean(auc, axis=1)
         best = int(np.argmax(mean))
@@ -212,10 +212,6 @@ class AnchorClassifier:
         from scipy.special import expit
 
         return expit(self._slope * scores + self._offset)
-
-
-def _decide(pipeline: ClassifierMixin, values: np.ndarray) -> np.ndarray:
-    return np.asarray(pipeline.decision_function(values))
 
 
 def _export(pipeline: Any) -> dict[str, np.ndarray]:

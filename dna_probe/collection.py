@@ -18,7 +18,7 @@ import numpy as np
 from dna_probe.attention import summarise_energy, summarise_pattern
 from dna_probe.cache import RowCache, digest
 from dna_probe.errors import DataError
-from dna_probe.images.reading import content_hash, load_batches, name_of
+from dna_probe.images.reading import content_hash, load_batches
 from dna_probe.images.sets import ImageSet
 from dna_probe.moments import ClassMoments, require_finite
 from dna_probe.sites import Reading, Site, patch_tokens
@@ -125,7 +125,7 @@ def collect_features(
         rows.append(cache.rows([hashes[i] for i in known], names))
         index += known
     if not index:
-        raise no_readable_image(images, skipped)
+        raise NoReadableImage(images, skipped)
     order = np.argsort(index)
     columns = {name: np.concatenate([row[name] for row in rows])[order] for name in names}
     read = images.subset(sorted(index))
@@ -187,7 +187,7 @@ def collect_moments(
             values = torch.cat([current[reading.name] for reading in readings], dim=1).cpu().numpy()
             moments.update(values, images.labels[positions])
     if not sum(part.count for part in moments.classes.values()):
-        raise no_readable_image(images, skipped)
+        raise NoReadableImage(images, skipped)
     ends = np.cumsum([reading.width for reading in readings])
     return {
         reading.name: moments.part(slice(end - reading.width, end)) for reading, end in zip(readings, ends, strict=True)
@@ -321,7 +321,7 @@ def collect_gradients(
                 for field, contribution in zip(fields, per_image, strict=True):
                     sums[field][reading.name] += members @ contribution
     if not index:
-        raise no_readable_image(images, skipped)
+        raise NoReadableImage(images, skipped)
     divisor = np.maximum(count, 1)[:, None]
     means = {f: {name: total / divisor for name, total in by_name.items()} for f, by_name in sums.items()}
     read = replace(images.subset(index), skipped=(*images.skipped, *skipped))
@@ -374,10 +374,14 @@ def progress_bar(total: int, wanted: bool) -> Iterator[Callable[[int], None]]:
         yield lambda step: progress.advance(task, step)
 
 
-def no_readable_image(images: ImageSet, skipped: Sequence[tuple[str, str]]) -> DataError:
-    first = skipped[0] if skipped else (name_of(images.images[0], 0), "unknown") if len(images) else ("", "no images")
-    return DataError(
-        f"None of the {len(images)} images of {images.origin} could be read",
-        f"First: {first[0]}: {first[1]}",
-        "Check the files",
-    )
+class NoReadableImage(DataError):
+    """Not one image of a set could be read; ``skipped`` has the (name, reason) of each."""
+
+    def __init__(self, images: ImageSet, skipped: Sequence[tuple[str, str]]):
+        self.skipped = tuple(skipped)
+        first = skipped[0] if skipped else ("", "no images")
+        super().__init__(
+            f"None of the {len(images)} images of {images.origin} could be read",
+            f"First: {first[0]}: {first[1]}",
+            "Check the files",
+        )

@@ -5,17 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dna_probe.anchor import AnchorClassifier
-from dna_probe.collection import Options, collect_features
+from dna_probe.collection import NoReadableImage, Options, collect_features
 from dna_probe.errors import ArtefactError, BackboneError, DataError, DnaProbeError
 from dna_probe.images.reading import name_of
-from dna_probe.images.sets import ImageSet
+from dna_probe.images.sets import UNLABELLED, ImageSet
 from dna_probe.location import LayerReport
 from dna_probe.scoring import (
     UnitScores,
@@ -156,7 +156,10 @@ class Detector:
         """A verdict per image, in the order given; an unreadable image keeps its place with the reason."""
         image_set = _as_set(images)
         names = [name_of(image, i) for i, image in enumerate(image_set.images)]
-        values, index, failures = self._unit_values(image_set, options, may_be_empty=True)
+        try:
+            values, index, failures = self._unit_values(image_set, options)
+        except NoReadableImage as error:
+            values, index, failures = np.empty((0, len(self.units))), [], list(error.skipped)
         result = [Prediction(name, error=dict(failures).get(name, "unreadable")) for name in names]
         if len(index):
             for position, probability in zip(index, self.anchor.predict_proba(values)[:, 1], strict=True):
@@ -165,23 +168,12 @@ class Detector:
         return result
 
     def _unit_values(
-        self, images: ImageSet, options: Options | None, may_be_empty: bool = False
+        self, images: ImageSet, options: Options | None
     ) -> tuple[np.ndarray, list[int], list[tuple[str, str]]]:
+        """Values of the units, the positions of the images that they belong to, and the images that failed."""
         wanted = self.units_by_reading
-        marked = ImageSet(
-            images.images,
-            images.labels,
-            images.generators,
-            tuple(str(i) for i in range(len(images))),
-            images.splits,
-            images.origin,
-        )
-        try:
-            features = collect_features(self.backbone, marked, list(wanted), options=options)
-        except DataError as error:
-            if not may_be_empty or not error.what.startswith("None of"):
-                raise
-            return np.empty((0, len(self.units))), [], _reasons(images)
+        marked = replace(images, groups=tuple(str(i) for i in range(len(images))), skipped=())
+        features = collect_features(self.backbone, marked, list(wanted), options=options)
         values = np.concatenate([features.values[reading.name][:, index] for reading, index in wanted.items()], axis=1)
         return values, [int(group) for group in features.images.groups], list(features.images.skipped)
 
@@ -348,24 +340,8 @@ def _as_set(images: Any) -> ImageSet:
         images = read_unlabelled([images])
     elif not isinstance(images, list | tuple) and getattr(images, "ndim", 3) != 4:
         images = [images]
-    count = len(images)
     return ImageSet(
         images=tuple(Path(i) if isinstance(i, str) else i for i in images),
-        labels=np.full(count, -1),
-        generators=("",) * count,
-        groups=tuple(str(i) for i in range(count)),
-        splits=("",) * count,
+        labels=np.full(len(images), UNLABELLED),
         origin="the images given",
     )
-
-
-def _reasons(images: ImageSet) -> list[tuple[str, str]]:
-    from dna_probe.images.reading import UnreadableImage, read_image
-
-    reasons = []
-    for position, image in enumerate(images.images):
-        try:
-            read_image(image)
-        except UnreadableImage as error:
-            reasons.append((name_of(image, position), error.reason))
-    return reasons

@@ -13,6 +13,7 @@ from dna_probe.detector import Detector
 from dna_probe.errors import DnaProbeError
 from dna_probe.images.layouts import read_images
 from dna_probe.images.sampling import draw_shots, require_two_classes
+from dna_probe.layer_rules import require_rule
 from dna_probe.location import LayerReport, bounded, collect_layer_features, layer_reading, report_layers
 from dna_probe.probing import folds, small_fits
 from dna_probe.scoring import (
@@ -25,7 +26,7 @@ from dna_probe.scoring import (
     score_features,
 )
 from dna_probe.sites import Reading
-from dna_probe.truncation import UnitSet, truncate
+from dna_probe.truncation import UnitSet, require_cut, truncate
 
 
 def fit(
@@ -53,8 +54,7 @@ def fit(
         layers: a ``LayerReport`` (``locate_layers(model)`` on the built-in probe set, say) or site names; None
             locates them on the training images.
         rule, kinds, scorer, cut, scope, classifier: names, see ``layer_rules``, ``scoring``, ``truncation`` and
-            ``anchor``;
-            ``cut_parameters`` go to the cut.
+            ``anchor``; ``cut_parameters`` go to the cut.
 
     The threshold and the calibration rest on cross-fitted scores: in each fold the units are scored and cut again
     without the fold's images, so that the selection is not judged on the images it was made on.
@@ -68,8 +68,11 @@ def fit(
 
     from dna_probe.backbones import open_backbone
 
+    # Names first: a slip must not cost the forward passes.
+    require_rule(rule)
     require_scorer(scorer)
-    AnchorClassifier(classifier)
+    require_cut(cut, scope)
+    anchor = AnchorClassifier(classifier, random_state=seed)
     backbone = open_backbone(model)
     images = read_images(data)
     require_two_classes(images)
@@ -85,13 +88,11 @@ def fit(
     readings = readings_of(backbone, names, kinds)
     head = reference_head(layer_features, last, seed) if SCORERS[scorer].needs_gradients else None
     features, gradients = collect_evidence(backbone, images, readings, head, options)
-    require_two_classes(features.images)
     origin = {"backbone": backbone.identity(), "data": features.images.fingerprint()}
     scores = score_features(features, readings, scorer, gradients, seed, origin)
     unit_set = truncate(scores, cut, scope, **cut_parameters)
     if not len(unit_set):
         raise DnaProbeError(f"No unit is left: {unit_set.reason}", fix="Use another cut, for example 'fraction'")
-    anchor = AnchorClassifier(classifier, random_state=seed)
     values, labels, groups = features.of(readings), features.images.labels, features.images.groups
     with small_fits():
         anchor.strength = anchor.choose_strength(values[:, unit_set.mask], labels, groups)

@@ -17,7 +17,7 @@ Every curve carries a bootstrap interval over groups, and the class-comparing on
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -86,8 +86,6 @@ class LayerReport:
 
     def with_rule(self, rule: str, **parameters: float) -> LayerReport:
         """The same curves under another layer rule."""
-        from dataclasses import replace
-
         choice = choose_layers(rule, {name: curve.value for name, curve in self.curves.items()}, **parameters)
         return replace(self, rule=rule, taken=choice.taken, reasons=choice.reasons)
 

@@ -38,7 +38,7 @@ from dna_probe.collection import (
     collect_features,
     collect_gradients,
 )
-from dna_probe.errors import DataError, DnaProbeError, unknown_name
+from dna_probe.errors import DnaProbeError, unknown_name
 from dna_probe.images.layouts import read_images
 from dna_probe.images.sampling import require_two_classes
 from dna_probe.location import LayerReport, layer_reading, locate_layers
@@ -373,14 +373,13 @@ def score_features(
     """Scores from features already collected.
 
     Raises:
-        NumericalError: a score is not finite. DataError: fewer than two images of a class.
+        NumericalError: a score is not finite. DataError: one class only.
     """
     from scipy.stats import ttest_ind
 
     require_scorer(scorer)
     labels = features.images.labels
-    if min((labels == 0).sum(), (labels == 1).sum()) < 1:
-        raise DataError("Scoring needs images of both classes", fix="Check the folder or the labels")
+    require_two_classes(features.images)
     evidence = Evidence(tuple(readings), features.of(readings), labels, gradients, seed)
     rng = np.random.default_rng(seed)
     with small_fits():

@@ -173,10 +173,7 @@ def truncate(scores: UnitScores, cut: str = "knee", scope: str = "global", **par
         DnaProbeError: unknown cut or scope, or a parameter out of range.
         NumericalError: a score is not finite.
     """
-    if cut not in CUTS:
-        raise unknown_name("cut", cut, CUTS)
-    if scope not in SCOPES:
-        raise unknown_name("scope", scope, SCOPES)
+    require_cut(cut, scope)
     require_finite(scores.score, "score", scores.scorer)
     pools = [np.arange(len(scores.score))]
     if scope == "layer":
@@ -205,6 +202,13 @@ def truncate(scores: UnitScores, cut: str = "knee", scope: str = "global", **par
         spread=spread,
         parameters=parameters,
     )
+
+
+def require_cut(cut: str, scope: str) -> None:
+    if cut not in CUTS:
+        raise unknown_name("cut", cut, CUTS)
+    if scope not in SCOPES:
+        raise unknown_name("scope", scope, SCOPES)
 
 
 def _keep(score: np.ndarray, pools: list[np.ndarray], counts: list[int], p_value: np.ndarray | None) -> np.ndarray:

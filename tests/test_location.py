@@ -82,6 +82,10 @@ class TestCurves:
         assert len(report.table()) == len(report.layers)
         assert "LayerReport: rule 'transition'" in repr(report)
 
+    def test_another_rule_on_the_same_curves(self, report):
+        assert report.with_rule("last").selected == [report.layers[-1]]
+        assert len(report.with_rule("top_m", m=2).selected) == 2
+
     def test_energy_map_stands_in_where_there_is_no_attention(self, report):
         assert set(report.attention_source) == {"energy"}
         assert report.maps["real"][0].shape == (4, 4)
