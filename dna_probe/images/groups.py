@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from dna_probe.images.sets import FAKE, REAL
 
@@ -65,6 +67,21 @@ def find_groups(
         if label == REAL:
             groups[position] = of_stem.get(raw[position], groups[position])
     return tuple(groups)
+
+
+def connect(count: int, pairs: Iterable[tuple[int, int]] | np.ndarray) -> np.ndarray:
+    """For each of `count` things the number (n,) of the component it lies in, where each pair joins two of them.
+
+    Components are numbered in the order of their first members.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    ends = np.asarray(pairs if isinstance(pairs, np.ndarray) else list(pairs), dtype=np.int64).reshape(-1, 2)
+    graph = coo_array((np.ones(len(ends), dtype=np.int8), (ends[:, 0], ends[:, 1])), shape=(count, count))
+    found = connected_components(graph, directed=False)[1]
+    _, first, number = np.unique(found, return_index=True, return_inverse=True)
+    return np.argsort(np.argsort(first))[number]
 
 
 def _residuals(stems: list[str], generator: str) -> list[str]:

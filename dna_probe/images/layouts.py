@@ -1,79 +1,81 @@
-"""Where labelled images lie on disk: folders that name the class, manifests, or lists in memory."""
+"""Labelled images however they lie: published benchmarks, folders, tables, archives, datasets, lists in memory."""
 
 from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dna_probe.errors import DataError
+from dna_probe.errors import DataError, unknown_name
+from dna_probe.images.archives import TABLE_SUFFIXES
+from dna_probe.images.discovery import as_tree, discover, find_tables_in, misfit, read_tree
+from dna_probe.images.entries import parse_label
+from dna_probe.images.folders import archive_tree, is_image, look_into, read_class_folders, suffix_hint
 from dna_probe.images.groups import find_groups, natural_key
-from dna_probe.images.manifests import MANIFEST_SUFFIXES, parse_label, read_manifest
+from dna_probe.images.hugging_face import is_dataset, is_saved_dataset, read_dataset, read_saved_dataset
+from dna_probe.images.manifests import read_tables
+from dna_probe.images.named_layouts import PATTERNS, FolderPattern, read_pattern
 from dna_probe.images.sampling import draw_shots as draw_shots
 from dna_probe.images.sampling import require_two_classes as require_two_classes
 from dna_probe.images.sampling import split_by_group as split_by_group
-from dna_probe.images.sets import FAKE, REAL, UNLABELLED, ImageSet
-
-# HEIC is here so that it is named as unreadable where its decoder is missing, not passed over.
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-IMAGE_SUFFIXES |= {".avif", ".jp2", ".ppm", ".pgm", ".heic", ".heif"}
-CLASS_FOLDERS = {"0_real": REAL, "real": REAL, "reals": REAL, "1_fake": FAKE, "fake": FAKE, "fakes": FAKE}
-# "nature" and "ai" are also ordinary words: they count only where no clearer folder lies above or below.
-WEAK_CLASS_FOLDERS = {"nature": REAL, "ai": FAKE}
-SPLIT_FOLDERS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
+from dna_probe.images.sets import UNLABELLED, ImageSet
+from dna_probe.images.tables import MANIFEST_SUFFIXES
+from dna_probe.images.webdataset import read_webdataset
 
 
-def read_images(data: Any) -> ImageSet:
-    """The labelled images of a folder, a manifest file, a tuple in memory, or an `ImageSet` (returned as it is).
+@dataclass(frozen=True)
+class Layout:
+    """One way in which labelled images lie; `read` takes a path and raises `DataError` where they lie otherwise."""
 
-    Folder: any ancestor of an image, at any depth and in any case, may name its class: `real`, `reals`, `0_real`,
-    `nature`, or `fake`, `fakes`, `1_fake`, `ai`; where several do, the innermost counts. The generator of a fake is the
-    folder below `fake`, or the folder above `1_fake` or `ai` (the outermost one that is not a split). Folders named
-    train, val or test give the split. Images that share a prompt or a source by their file stems share a group, see
-    `find_groups`. Images under no class folder are listed in `skipped`. Order is the natural order of the paths.
+    name: str
+    description: str
+    read: Callable[[Path], ImageSet]
 
-    Manifest (.csv, .tsv, .jsonl, .json, .parquet): columns path and label, and if there generator, group and split;
-    paths are relative to the manifest.
+
+def read_images(data: Any, layout: str = "auto") -> ImageSet:
+    """The labelled images of a folder, manifest, archive, dataset or tuple; an `ImageSet` is returned as it is.
+
+    `layout` is one of `LAYOUTS`, or "auto", which tells by what is there; what was found is said in the set's `layout`.
+
+    Folder: the published benchmarks in `PATTERNS` are told by their folder names. Otherwise any ancestor of an image,
+    at any depth and in any case, may name its class: `real`, `reals`, `0_real`, `nature`, or `fake`, `fakes`, `1_fake`,
+    `ai`; where several do, the innermost counts. The generator of a fake is the folder below `fake`, or the folder
+    above `1_fake` or `ai` (the outermost one that is not a split). Folders named train, val or test give the split.
+    Images that share a prompt or a source by their file stems share a group, see `find_groups`. Images under no class
+    folder are listed in `skipped`. Order is the natural order of the paths. A folder that names no class may hold a
+    manifest, parquet tables with images inside, WebDataset shards (.tar) or zips instead, or be one that Hugging Face's
+    `save_to_disk` wrote.
+
+    Manifest (.csv, .tsv, .jsonl, .json, .parquet): see `read_manifest`. Archives: a .zip is read like a folder, a .tar
+    as `read_webdataset` does; nothing is unpacked. Dataset: a Hugging Face `Dataset` or `DatasetDict`.
 
     Tuple: (images, labels) or (images, labels, groups); labels 0/1 or "real"/"fake".
 
     No image is opened here, so damaged ones are found at reading, each with its reason. Raises `DataError` where
-    nothing usable is found.
+    nothing usable is found, or where images do not lie as the layout named says.
     """
+    if layout != "auto" and layout not in LAYOUTS:
+        raise unknown_name("layout", layout, ["auto", *LAYOUTS], DataError)
     if isinstance(data, ImageSet):
         return data
+    if isinstance(data, str | os.PathLike):
+        path = Path(data)
+        if not path.exists():
+            raise DataError(f"No such folder or manifest: {path}", "", "check the spelling, or give an absolute path")
+        return discover(path) if layout == "auto" else LAYOUTS[layout].read(path)
+    if is_dataset(data) and layout in ("auto", "datasets"):
+        return read_dataset(data)
+    if layout != "auto":
+        raise DataError(f"A {type(data).__name__} has no layout {layout!r}", "", "give a folder or file, or no layout")
     if isinstance(data, tuple):
         return _from_memory(data)
-    if not isinstance(data, str | os.PathLike):
-        raise DataError(
-            f"A {type(data).__name__} is no image set",
-            "",
-            "give a folder, a manifest file, or the tuple (images, labels)",
-        )
-    path = Path(data)
-    if path.is_dir():
-        return _from_folder(path)
-    if not path.exists():
-        raise DataError(f"No such folder or manifest: {path}", "", "check the spelling, or give an absolute path")
-    if path.suffix.lower() in MANIFEST_SUFFIXES:
-        return read_manifest(path)
-    if path.suffix.lower() in IMAGE_SUFFIXES:
-        raise DataError(
-            f"{path} is one image", "a labelled set is needed here", "give a folder with real/ and fake/, or a manifest"
-        )
     raise DataError(
-        f"{path} is neither a folder nor a manifest", "", f"manifests end in {', '.join(sorted(MANIFEST_SUFFIXES))}"
+        f"A {type(data).__name__} is no image set",
+        "",
+        "give a folder, a manifest file, or the tuple (images, labels)",
     )
 
 
@@ -89,9 +91,9 @@ def read_unlabelled(paths: Any) -> list[Path]:
     for given in paths:
         path = Path(given)
         if path.is_dir():
-            files = list(_walk(path))
+            files = look_into(path).images
             if not files:
-                raise DataError(f"No images in {path}", _suffix_hint())
+                raise DataError(f"No images in {path}", suffix_hint())
         elif path.exists():
             files = [path]
         elif glob.has_magic(str(given)):
@@ -99,12 +101,12 @@ def read_unlabelled(paths: Any) -> list[Path]:
             files = []
             for hit in map(Path, hits):
                 # A pattern that ends in ** also names every folder, whose files it names as well.
-                if hit.is_file() and _is_image(hit.name):
+                if hit.is_file() and is_image(hit.name):
                     files.append(hit)
                 elif hit.is_dir() and not str(given).endswith("**"):
-                    files.extend(_walk(hit))
+                    files.extend(look_into(hit).images)
             if not files:
-                raise DataError(f"No images match {given}", _suffix_hint())
+                raise DataError(f"No images match {given}", suffix_hint())
         else:
             raise DataError(f"No such file or folder: {given}")
         found.extend(files)
@@ -113,113 +115,99 @@ def read_unlabelled(paths: Any) -> list[Path]:
     return found
 
 
-@dataclass(frozen=True)
-class _Place:
-    """What the folders above one image say about it."""
-
-    label: int
-    generator: str
-    split: str
-    context: str
+def _read_pattern(pattern: FolderPattern) -> Callable[[Path], ImageSet]:
+    return lambda path: read_pattern(as_tree(path), pattern)
 
 
-def _from_folder(root: Path) -> ImageSet:
-    files = list(_walk(root))
-    if not files:
-        raise DataError(f"No images in {root}", _suffix_hint())
-    parts = [file.relative_to(root).parts[:-1] for file in files]
-    # The folder given may itself be a class folder; its name counts only if no folder inside names a class.
-    if all(_class_folder(folders) is None for folders in parts):
-        parts = [(root.resolve().name, *folders) for folders in parts]
-    kept: list[Path] = []
-    places: list[_Place] = []
-    skipped: list[tuple[str, str]] = []
-    for file, folders in zip(files, parts, strict=True):
-        place = _place(folders)
-        if place is None:
-            skipped.append((str(file), "lies in no folder that names its class"))
-        else:
-            kept.append(file)
-            places.append(place)
-    if not kept:
-        raise DataError(
-            f"No class folders in {root}",
-            f"it holds {len(files)} images, but none lies below a folder named real or fake",
-            "arrange them as real/ and fake/<generator>/, or write a manifest with the columns path and label",
-        )
-    labels = [place.label for place in places]
-    generators = [place.generator for place in places]
-    return ImageSet(
-        images=tuple(kept),
-        labels=labels,  # type: ignore[arg-type]
-        generators=tuple(generators),
-        groups=find_groups(kept, labels, generators, [place.context for place in places]),
-        splits=tuple(place.split for place in places),
-        origin=str(root),
-        skipped=tuple(skipped),
+def _read_columns(name: str, *needed: str) -> Callable[[Path], ImageSet]:
+    def read(path: Path) -> ImageSet:
+        tables = find_tables_in(path, MANIFEST_SUFFIXES)
+        for table in tables:
+            if not table.has(*needed):
+                raise DataError(
+                    f"{table.name} is not arranged as {name}",
+                    f"Expected the columns {', '.join(needed)}, found {', '.join(table.names)}",
+                    "choose the layout it has, or 'auto'",
+                )
+        return read_tables(tables, str(path), name)
+
+    return read
+
+
+def _read_aigcdetect(path: Path) -> ImageSet:
+    contents = look_into(path) if path.is_dir() else None
+    if path.suffix.lower() == ".parquet" or (contents is not None and contents.tables and not contents.images):
+        return _read_columns("aigcdetect", "image", "label", "generator")(path)
+    return read_pattern(as_tree(path), PATTERNS["aigcdetect"])
+
+
+def _read_hifi_gen(path: Path) -> ImageSet:
+    found = discover(path)
+    return replace(found, layout=f"hifi-gen, whose layout is not documented; discovered: {found.layout}")
+
+
+def _read_archives(suffix: str, read: Callable[[list[Path], Path | None], ImageSet]) -> Callable[[Path], ImageSet]:
+    def read_them(path: Path) -> ImageSet:
+        if path.is_dir():
+            contents = look_into(path)
+            archives = contents.zips if suffix == ".zip" else contents.tars
+            if archives:
+                return read(archives, path)
+        elif path.suffix.lower() == suffix:
+            return read([path], None)
+        raise misfit(path, f"{suffix} files")
+
+    return read_them
+
+
+def _read_saved(path: Path) -> ImageSet:
+    if not path.is_dir() or not is_saved_dataset(path):
+        raise misfit(path, "a Dataset or DatasetDict, or a folder that its save_to_disk wrote")
+    return read_saved_dataset(path)
+
+
+LAYOUTS: dict[str, Layout] = {
+    layout.name: layout
+    for layout in (
+        *(Layout(name, pattern.description, _read_pattern(pattern)) for name, pattern in PATTERNS.items()),
+        Layout("aigcdetect", PATTERNS["aigcdetect"].description, _read_aigcdetect),
+        Layout(
+            "communityforensics",
+            "CommunityForensics: parquet with image_data, label and model_name",
+            _read_columns("communityforensics", "image_data", "label", "model_name"),
+        ),
+        Layout(
+            "openfake",
+            "OpenFake: parquet or CSV with image, label, model and release_date",
+            _read_columns("openfake", "image", "label", "model"),
+        ),
+        Layout("hifi-gen", "HIFI-Gen: not documented, so discovered as by 'auto'", _read_hifi_gen),
+        Layout(
+            "folders",
+            "Folders named real and fake, or alike, at any depth",
+            lambda path: read_class_folders(as_tree(path)),
+        ),
+        Layout(
+            "manifest",
+            "A table of paths and labels: CSV, TSV, JSON, JSON lines or parquet",
+            lambda path: read_tables(find_tables_in(path, MANIFEST_SUFFIXES, inside=False), str(path), "manifest"),
+        ),
+        Layout(
+            "parquet",
+            "Parquet or Arrow tables with the images inside",
+            lambda path: read_tables(find_tables_in(path, TABLE_SUFFIXES, inside=True), str(path), "parquet"),
+        ),
+        Layout(
+            "webdataset", "WebDataset shards: tars with json, cls or txt files", _read_archives(".tar", read_webdataset)
+        ),
+        Layout(
+            "zip",
+            "Zips read in place, like folders",
+            _read_archives(".zip", lambda archives, root: read_tree(archive_tree(archives, root))),
+        ),
+        Layout("datasets", "Hugging Face datasets: objects, and folders that save_to_disk wrote", _read_saved),
     )
-
-
-def _class_folder(folders: tuple[str, ...]) -> int | None:
-    """The position of the folder that names the class: the innermost clear one, else the innermost weak one."""
-    for names in (CLASS_FOLDERS, WEAK_CLASS_FOLDERS):
-        for position in reversed(range(len(folders))):
-            if folders[position].lower() in names:
-                return position
-    return None
-
-
-def _place(folders: tuple[str, ...]) -> _Place | None:
-    at = _class_folder(folders)
-    if at is None:
-        return None
-    name = folders[at].lower()
-    label = {**CLASS_FOLDERS, **WEAK_CLASS_FOLDERS}[name]
-    split = next((SPLIT_FOLDERS[part.lower()] for part in folders if part.lower() in SPLIT_FOLDERS), "")
-    above, below = _between_splits(folders[:at]), [p for p in folders[at + 1 :] if p.lower() not in SPLIT_FOLDERS]
-    generator = "real"
-    used: str | None = None
-    if label == FAKE:
-        # real/ and fake/ hold the generators; 0_real/1_fake and nature/ai lie inside one.
-        first, second = (above, below) if name in ("1_fake", "ai") else (below, above)
-        used = generator = next(iter([*first[:1], *second[:1]]), "fake")
-    elif name in ("0_real", "nature") and above:
-        used = above[0]
-    # What is left (subject, variant, split) tells files of the same name apart.
-    rest = [part for part in (*above, *below) if part != used]
-    return _Place(label, generator, split, "/".join([split, *rest]).strip("/"))
-
-
-def _between_splits(folders: tuple[str, ...]) -> list[str]:
-    """The folders after the last split folder if there are any, else those before it."""
-    marks = [position for position, part in enumerate(folders) if part.lower() in SPLIT_FOLDERS]
-    if not marks:
-        return list(folders)
-    after = list(folders[marks[-1] + 1 :])
-    return after or [part for part in folders if part.lower() not in SPLIT_FOLDERS]
-
-
-def _walk(root: Path) -> Iterator[Path]:
-    """Image files below a folder in natural order; links are followed once, hidden folders and files passed over."""
-    seen: set[str] = set()
-    files: list[Path] = []
-    for folder, inner, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            inner.clear()
-            continue
-        seen.add(real)
-        inner[:] = [name for name in inner if not name.startswith(".") and name != "__MACOSX"]
-        files.extend(Path(folder, name) for name in names if _is_image(name))
-    return iter(sorted(files, key=natural_key))
-
-
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-
-
-def _suffix_hint() -> str:
-    return f"looked for {', '.join(sorted(suffix[1:] for suffix in IMAGE_SUFFIXES))}"
+}
 
 
 def _from_memory(data: tuple) -> ImageSet:

@@ -17,11 +17,12 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 
 from dna_probe.errors import DataError
 from dna_probe.images.preprocessing import Preprocessing as Preprocessing
+from dna_probe.images.sources import StoredImage, is_stored
 
 if TYPE_CHECKING:
     import torch
 
-    Source = Path | str | bytes | Image.Image | np.ndarray | torch.Tensor
+    Source = Path | str | bytes | StoredImage | Image.Image | np.ndarray | torch.Tensor
 else:
     Source = Any
 
@@ -57,8 +58,9 @@ class UnreadableImage(DataError):
 def read_image(source: Source, max_pixels: int = MAX_PIXELS, name: str | None = None) -> Image.Image:
     """The image as RGB, 8 bits per channel, upright, in sRGB.
 
-    `source` is a path, the bytes of an image file, a PIL image, an array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) of
-    uint8, uint16, bool or float in 0..1, or a torch tensor (1, H, W), (3, H, W) or (4, H, W) of the same kinds.
+    `source` is a path, the bytes of an image file, a `StoredImage`, a PIL image, an array (H, W), (H, W, 1), (H, W, 3)
+    or (H, W, 4) of uint8, uint16, bool or float in 0..1, or a torch tensor (1, H, W), (3, H, W) or (4, H, W) of the
+    same kinds.
 
     The EXIF orientation is applied. A colour profile other than sRGB is converted; a profile that does not fit the
     pixels is ignored, as browsers do. Transparency is laid on white, the page on which such images are looked at.
@@ -71,6 +73,12 @@ def read_image(source: Source, max_pixels: int = MAX_PIXELS, name: str | None = 
     name = name_of(source, None) if name is None else name
     if isinstance(source, str | Path | bytes | bytearray):
         return _decode(source, name, max_pixels)
+    if is_stored(source):
+        try:
+            content = source.read_bytes()
+        except OSError as error:
+            raise UnreadableImage(name, f"cannot be opened ({_words(error)})") from None
+        return _decode(content, name, max_pixels)
     if isinstance(source, Image.Image):
         return _finish(source, name, max_pixels)
     if isinstance(source, np.ndarray):
@@ -84,6 +92,8 @@ def name_of(source: Source, position: int | None) -> str:
     """What to call an image in messages and reports: its path as given, or its place in the list."""
     if isinstance(source, str | Path):
         return str(source)
+    if is_stored(source):
+        return source.name
     file = getattr(source, "filename", "")
     if isinstance(file, str | Path) and str(file):
         return str(file)
@@ -103,6 +113,8 @@ def content_hash(source: Source) -> str:
                 return hashlib.file_digest(file, "sha256").hexdigest()
         if isinstance(source, bytes | bytearray):
             return hashlib.sha256(source).hexdigest()
+        if is_stored(source):
+            return hashlib.sha256(source.read_bytes()).hexdigest()
         if isinstance(source, Image.Image):
             source.load()
             turn = _orientation(source)
@@ -114,7 +126,7 @@ def content_hash(source: Source) -> str:
             array = _tensor_array(source) if _is_tensor(source) else np.asarray(source)
             digest.update(f"{array.dtype.str} {array.shape} ".encode())
             digest.update(np.ascontiguousarray(array).tobytes())
-    except (OSError, SyntaxError, ValueError, EOFError):
+    except (OSError, SyntaxError, ValueError, EOFError, UnreadableImage):
         digest = hashlib.sha256(f"unreadable {name_of(source, None)}".encode())
     return digest.hexdigest()
 

@@ -31,6 +31,13 @@ def draw_shots(image_set: ImageSet, shots: int, seed: int = 0, generators: Itera
     The images keep the order of the set; the same seed draws the same images. Raises `DataError` where a class has too
     few.
     """
+    return image_set.subset(shot_positions(image_set, shots, seed, generators))
+
+
+def shot_positions(
+    image_set: ImageSet, shots: int, seed: int = 0, generators: Iterable[str] | None = None
+) -> np.ndarray:
+    """Where the images that `draw_shots` takes lie in the set, ascending."""
     if shots < 1:
         raise DataError(f"shots must be at least 1, not {shots}")
     makers = image_set.generators
@@ -55,7 +62,7 @@ def draw_shots(image_set: ImageSet, shots: int, seed: int = 0, generators: Itera
     chosen: list[int] = []
     for mask in (reals, fakes):
         chosen.extend(_draw(image_set, np.flatnonzero(mask), shots, used, rng))
-    return image_set.subset(np.sort(np.array(chosen, dtype=np.int64)))
+    return np.sort(np.array(chosen, dtype=np.int64))
 
 
 def _draw(
@@ -84,6 +91,12 @@ def split_by_group(image_set: ImageSet, test_fraction: float = 0.3, seed: int = 
 
     Raises `DataError` where a label has fewer than two groups, or groups mix so that no such split is found.
     """
+    test = held_out_mask(image_set, test_fraction, seed)
+    return image_set.subset(~test), image_set.subset(test)
+
+
+def held_out_mask(image_set: ImageSet, test_fraction: float = 0.3, seed: int = 0) -> np.ndarray:
+    """Which images `split_by_group` puts into test, (n,) bool."""
     if not 0 < test_fraction < 1:
         raise DataError(f"test_fraction must lie between 0 and 1, not {test_fraction}")
     names, member = np.unique(np.asarray(image_set.groups, dtype=object).astype(str), return_inverse=True)
@@ -111,8 +124,7 @@ def split_by_group(image_set: ImageSet, test_fraction: float = 0.3, seed: int = 
         raise DataError(
             f"{image_set.origin} cannot be split with every label on both sides", "its groups are too large"
         )
-    test = best[member]
-    return image_set.subset(~test), image_set.subset(test)
+    return best[member]
 
 
 def _fill(table: np.ndarray, target: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, float]:

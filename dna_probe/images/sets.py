@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,12 @@ _WORDS = {REAL: "real", FAKE: "fake", UNLABELLED: "unlabelled"}
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ImageSet:
-    """Images with their labels (1 fake, 0 real, -1 unlabelled), generators, groups and splits, in one order.
+    """Images with their labels (1 fake, 0 real, -1 unlabelled), generators, groups, splits and dates, in one order.
 
     `generators` is "real" for reals; images of one of `groups` are never put on two sides of a split; `splits` is ""
-    where nothing is known; `origin` says where the set came from; `skipped` lists (name, reason) of what was left out.
-    Generators, groups and splits may be left out: then every image is its own group. Nothing is read from disk here.
+    where nothing is known, and so is `dates`, the ISO date at which the image's generator was released; `origin` says
+    where the set came from, `layout` how it lay there; `skipped` lists (name, reason) of what was left out.
+    All but images and labels may be left out: then every image is its own group. Nothing is read from disk here.
     Raises `DataError` where lengths or labels do not fit.
     """
 
@@ -32,7 +33,9 @@ class ImageSet:
     generators: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
+    dates: tuple[str, ...] = ()
     origin: str = "images in memory"
+    layout: str = ""
     skipped: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self):
@@ -43,6 +46,7 @@ class ImageSet:
             "generators": lambda: tuple("" if label < 0 else _WORDS[label] for label in labels.tolist()),
             "groups": lambda: tuple(str(position) for position in range(count)),
             "splits": lambda: ("",) * count,
+            "dates": lambda: ("",) * count,
         }
         if len(labels) != count:
             raise DataError(f"{count} images but {len(labels)} labels", "", "give one label for each image")
@@ -71,14 +75,14 @@ class ImageSet:
     def subset(self, index: Sequence[int] | np.ndarray | slice) -> ImageSet:
         """The images at these positions, in that order; `index` is integers, a boolean mask or a slice."""
         positions = np.arange(len(self))[index if isinstance(index, slice) else _index(index, len(self))]
-        return ImageSet(
+        return replace(
+            self,
             images=tuple(self.images[i] for i in positions),
             labels=self.labels[positions],
             generators=tuple(self.generators[i] for i in positions),
             groups=tuple(self.groups[i] for i in positions),
             splits=tuple(self.splits[i] for i in positions),
-            origin=self.origin,
-            skipped=self.skipped,
+            dates=tuple(self.dates[i] for i in positions),
         )
 
     def of_label(self, label: int) -> ImageSet:
@@ -86,8 +90,9 @@ class ImageSet:
         return self.subset(self.labels == label)
 
     def of_split(self, *splits: str) -> ImageSet:
-        """The images of these splits, "train" for instance."""
-        return self.subset(np.array([split in splits for split in self.splits], dtype=bool))
+        """The images of these splits, "train" for instance; the origin says so."""
+        found = self.subset(np.array([split in splits for split in self.splits], dtype=bool))
+        return replace(found, origin=f"{self.origin}, split {' and '.join(splits)}")
 
     def counts(self) -> dict[str, int]:
         """Images per generator, reals first, then as they come."""
@@ -131,6 +136,7 @@ def join(sets: Iterable[ImageSet], origin: str | None = None) -> ImageSet:
         generators=tuple(name for one in sets for name in one.generators),
         groups=tuple(name for one in sets for name in one.groups),
         splits=tuple(name for one in sets for name in one.splits),
+        dates=tuple(date for one in sets for date in one.dates),
         origin=origin or " + ".join(dict.fromkeys(one.origin for one in sets)),
         skipped=tuple(entry for one in sets for entry in one.skipped),
     )

@@ -136,9 +136,9 @@ def test_folder_errors(tmp_path):
         read_images(tmp_path / "loose")
     with pytest.raises(DataError, match="is one image"):
         read_images(tmp_path / "loose" / "a.png")
-    (tmp_path / "data.zip").write_bytes(b"PK")
-    with pytest.raises(DataError, match="neither a folder nor a manifest"):
-        read_images(tmp_path / "data.zip")
+    (tmp_path / "data.txt").write_text("no images")
+    with pytest.raises(DataError, match="neither a folder nor a manifest nor an archive"):
+        read_images(tmp_path / "data.txt")
     with pytest.raises(DataError, match="A dict is no image set"):
         read_images({})
 
@@ -210,6 +210,13 @@ def test_pairs_of_real_and_fake_share_a_group(tmp_path):
     assert groups["real/r1.png"] == groups["fake/dalle/r1.png"]
     assert groups["real/r2.png"] == groups["fake/glide/glide_r2.png"]
     assert len(set(groups.values())) == 3
+
+
+def test_groups_do_not_say_where_the_set_lies(tmp_path):
+    plant(tmp_path / "here" / "data", "real/x.png", "fake/a/p.png")
+    plant(tmp_path / "there" / "data", "real/x.png", "fake/a/p.png")
+    here = read_images(tmp_path / "here" / "data")
+    assert here.groups == read_images(tmp_path / "there" / "data").groups == ("data/fake/a/p.png", "data/real/x.png")
 
 
 def test_unrelated_names_are_groups_of_their_own(tmp_path):
