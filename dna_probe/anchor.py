@@ -7,16 +7,14 @@ calibration, the threshold and the band on scores of images that the scoring cla
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
 from dna_probe.errors import DataError, unknown_name
 from dna_probe.moments import require_finite
 from dna_probe.probing import PROBE_C, folds, linear_probe, out_of_fold_scores
-
-if TYPE_CHECKING:
-    pass
 
 ERROR_RATE = 0.1
 STRENGTHS = (0.0005, 0.002, 0.01, 0.05, 0.2)
@@ -40,11 +38,23 @@ def _lda(c: float, seed: int) -> Any:
 
 
 def _prototype(c: float, seed: int) -> Any:
+    from sklearn.metrics.pairwise import euclidean_distances
     from sklearn.neighbors import NearestCentroid
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    return make_pipeline(StandardScaler(), NearestCentroid(priors="uniform"))
+    class NearestMean(NearestCentroid):
+        def fit(self, values: np.ndarray, labels: np.ndarray) -> NearestMean:
+            # The spread within the classes is not used, and with one image of each it is 0 / 0.
+            with np.errstate(invalid="ignore"):
+                return super().fit(values, labels)
+
+        def decision_function(self, values: np.ndarray) -> np.ndarray:
+            """Squared distance to the real mean minus that to the fake mean, without scikit-learn's division."""
+            real, fake = euclidean_distances(values, self.centroids_, squared=True).T
+            return real - fake
+
+    return make_pipeline(StandardScaler(), NearestMean(priors="uniform"))
 
 
 # Name -> how to build it from a strength, and the strengths to choose from (none where there is nothing to choose).
@@ -57,6 +67,85 @@ CLASSIFIERS: dict[str, tuple[Callable[[float, int], Any], tuple[float, ...]]] = 
 }
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """From decision values to probabilities, and from probabilities to verdicts.
+
+    Attributes:
+        slope, offset: the probability of fake is ``expit(slope * score + offset)``, for classes equally common.
+        threshold: probability from which the verdict is fake: one half, or the point asked for with ``target_fpr``.
+        low, high: between these probabilities the verdict is *unsure*.
+        measured: False where there were no out-of-fold scores to calibrate on.
+    """
+
+    slope: float
+    offset: float
+    threshold: float = 0.5
+    low: float = 0.5
+    high: float = 0.5
+    measured: bool = True
+
+    @classmethod
+    def on_cross_fitted(
+        cls, scores: np.ndarray, labels: np.ndarray, error_rate: float = ERROR_RATE, target_fpr: float | None = None
+    ) -> Calibration:
+        """From decision values of images that the scoring classifier did not see, (n,).
+
+        Raises:
+            DataError: ``target_fpr`` cannot be resolved with so few real images.
+        """
+        slope, offset = _platt(scores, labels)
+        plain = cls(slope, offset)
+        probability = plain.probability(scores)
+        threshold = 0.5 if target_fpr is None else _threshold_at(probability[labels == 0], target_fpr)
+        # Without evidence nothing is sure.
+        low, high = _unsure_band(probability, labels, threshold, error_rate) if slope else (0.0, 1.0)
+        return cls(slope, offset, threshold, low, high)
+
+    @classmethod
+    def on_own_scores(cls, scores: np.ndarray, labels: np.ndarray) -> Calibration:
+        """Where there is nothing to calibrate on: halfway between the class means, scaled so that a mean sits at three
+        to one."""
+        real, fake = scores[labels == 0].mean(), scores[labels == 1].mean()
+        slope = 2 * np.log(3) / max(fake - real, 1e-12)
+        return cls(float(slope), float(-slope * (real + fake) / 2), 0.5, 0.25, 0.75, measured=False)
+
+    def probability(self, scores: np.ndarray) -> np.ndarray:
+        from scipy.special import expit
+
+        return expit(self.slope * scores + self.offset)
+
+    def verdict(self, probability: float) -> str:
+        """``real``, ``fake``, or ``unsure`` inside the band."""
+        if self.low < probability < self.high:
+            return "unsure"
+        return "fake" if probability >= self.threshold else "real"
+
+
+def require_rate(target_fpr: float) -> None:
+    if not 0 < target_fpr < 1:
+        raise DataError(f"A false positive rate of {target_fpr:g} was asked for", "It must lie between 0 and 1")
+
+
+def require_resolvable(target_fpr: float, reals: int) -> None:
+    """Refuse an operating point that so few real images cannot set.
+
+    With n calibration reals the smallest false positive rate that a split-conformal threshold guarantees is 1/(n + 1).
+
+    Raises:
+        DataError: a rate outside 0..1, or too few reals; the message has the number needed.
+    """
+    require_rate(target_fpr)
+    needed = int(np.ceil(1 / target_fpr - 1 - 1e-9))
+    if reals < needed:
+        raise DataError(
+            f"A false positive rate of {target_fpr:g} needs at least {needed} real training images, "
+            f"and there are {reals}",
+            "The threshold is set on them, each scored by a classifier that did not see it",
+            f"Give {needed - reals} more, or ask for {1 / (reals + 1):.2g} or above",
+        )
+
+
 class AnchorClassifier:
     """A scikit-learn style classifier whose fitted state is a handful of arrays, so that it is stored without pickle.
 
@@ -65,10 +154,10 @@ class AnchorClassifier:
             shrinkage) or ``prototype`` (nearest class mean).
         strength: inverse shrinkage C; None chooses it by grouped cross-validation.
         error_rate: share of each class that the band of confident verdicts may get wrong; sets the unsure band.
+        target_fpr: false positive rate that the threshold is set for; None puts it at a probability of one half.
 
-    After ``fit``: ``classes_``, ``strength_``, ``threshold_``, ``band_`` (probabilities between which the verdict is
-    *unsure*), ``calibrated_`` (False where there were too few groups to cross-fit), ``out_of_fold_`` (calibrated
-    probabilities of the training images, each from a classifier that did not see its group).
+    After ``fit``: ``classes_``, ``strength_``, ``calibration_``, ``out_of_fold_`` (calibrated probabilities of the
+    training images, each from a classifier that did not see its group; NaN where there were too few groups).
     """
 
     def __init__(
@@ -77,11 +166,27 @@ class AnchorClassifier:
         strength: float | None = None,
         error_rate: float = ERROR_RATE,
         random_state: int = 0,
+        target_fpr: float | None = None,
     ):
         if kind not in CLASSIFIERS:
             raise unknown_name("classifier", kind, CLASSIFIERS)
         self.kind, self.strength, self.error_rate, self.random_state = kind, strength, error_rate, random_state
+        self.target_fpr = target_fpr
         self.classes_ = np.array([0, 1])
+
+    @property
+    def threshold_(self) -> float:
+        return self.calibration_.threshold
+
+    @property
+    def band_(self) -> tuple[float, float]:
+        """Probabilities between which the verdict is *unsure*."""
+        return self.calibration_.low, self.calibration_.high
+
+    @property
+    def calibrated_(self) -> bool:
+        """False where there were too few groups to cross-fit."""
+        return self.calibration_.measured
 
     def fit(
         self,
@@ -98,7 +203,7 @@ class AnchorClassifier:
                 caller cross-fitted more than this classifier (the selection of units, say); None cross-fits here.
 
         Raises:
-            DataError: one class only. NumericalError: a value is not finite.
+            DataError: one class only, or too few reals for ``target_fpr``. NumericalError: a value is not finite.
         """
         values, labels = np.asarray(values, dtype=np.float64), np.asarray(labels)
         groups = [str(i) for i in range(len(labels))] if groups is None else groups
@@ -109,20 +214,14 @@ class AnchorClassifier:
         self._arrays = _export(self._build(self.strength_).fit(values, labels))
         if cross_fitted is None:
             cross_fitted = self.cross_fit(values, labels, groups)
-        self.calibrated_ = cross_fitted is not None
         if cross_fitted is None:
-            # Nothing to calibrate on: halfway between the class means, scaled so that a mean sits at three to one.
-            own = self.decision_function(values)
-            real, fake = own[labels == 0].mean(), own[labels == 1].mean()
-            slope = 2 * np.log(3) / max(fake - real, 1e-12)
-            self._slope, self._offset = float(slope), float(-slope * (real + fake) / 2)
-            self.threshold_, self.band_ = 0.5, (0.25, 0.75)
+            if self.target_fpr is not None:
+                require_resolvable(self.target_fpr, 0)
+            self.calibration_ = Calibration.on_own_scores(self.decision_function(values), labels)
             self.out_of_fold_ = np.full(len(labels), np.nan)
             return self
-        self._slope, self._offset = _platt(cross_fitted, labels)
-        self.out_of_fold_ = self._probability(cross_fitted)
-        self.threshold_ = 0.5
-        self.band_ = _unsure_band(self.out_of_fold_, labels, self.threshold_, self.error_rate)
+        self.calibration_ = Calibration.on_cross_fitted(cross_fitted, labels, self.error_rate, self.target_fpr)
+        self.out_of_fold_ = self.calibration_.probability(cross_fitted)
         return self
 
     def choose_strength(self, values: np.ndarray, labels: np.ndarray, groups: Sequence[str]) -> float:
@@ -165,7 +264,7 @@ class AnchorClassifier:
 
     def predict_proba(self, values: np.ndarray) -> np.ndarray:
         """Probabilities of real and fake, (n, 2), calibrated for classes that are equally common."""
-        fake = self._probability(self.decision_function(values))
+        fake = self.calibration_.probability(self.decision_function(values))
         return np.column_stack([1 - fake, fake])
 
     def predict(self, values: np.ndarray) -> np.ndarray:
@@ -173,10 +272,7 @@ class AnchorClassifier:
 
     def verdict(self, probability: float) -> str:
         """``real``, ``fake``, or ``unsure`` inside the band."""
-        low, high = self.band_
-        if low < high and low < probability < high:
-            return "unsure"
-        return "fake" if probability >= self.threshold_ else "real"
+        return self.calibration_.verdict(probability)
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         return dict(self._arrays)
@@ -185,33 +281,23 @@ class AnchorClassifier:
         return {
             "kind": self.kind,
             "strength": self.strength_,
-            "slope": self._slope,
-            "offset": self._offset,
-            "threshold": self.threshold_,
-            "band": list(self.band_),
-            "calibrated": self.calibrated_,
+            "calibration": asdict(self.calibration_),
             "error_rate": self.error_rate,
+            "target_fpr": self.target_fpr,
             "random_state": self.random_state,
         }
 
     @classmethod
     def restore(cls, state: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> AnchorClassifier:
         """The fitted classifier from ``to_json`` and ``to_arrays``."""
-        anchor = cls(state["kind"], state["strength"], state["error_rate"], state["random_state"])
+        anchor = cls(state["kind"], state["strength"], state["error_rate"], state["random_state"], state["target_fpr"])
         anchor.strength_ = state["strength"]
-        anchor._slope, anchor._offset = state["slope"], state["offset"]
-        anchor.threshold_, anchor.band_ = state["threshold"], (state["band"][0], state["band"][1])
-        anchor.calibrated_ = state["calibrated"]
+        anchor.calibration_ = Calibration(**state["calibration"])
         anchor._arrays = dict(arrays)
         return anchor
 
     def _build(self, strength: float) -> Any:
         return CLASSIFIERS[self.kind][0](strength, self.random_state)
-
-    def _probability(self, scores: np.ndarray) -> np.ndarray:
-        from scipy.special import expit
-
-        return expit(self._slope * scores + self._offset)
 
 
 def _export(pipeline: Any) -> dict[str, np.ndarray]:
@@ -247,9 +333,16 @@ def _platt(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
         np.repeat([1, 0], len(labels)),
         sample_weight=np.concatenate([smoothed * share, (1 - smoothed) * share]) * len(labels) / 2,
     )
+    slope = float(model.coef_[0, 0]) / spread
     # Scores that rank backwards out of fold carry no evidence: a negative slope would turn the classifier over.
-    slope = max(float(model.coef_[0, 0]), 0.0) / spread
-    return slope, float(model.intercept_[0])
+    return (slope, float(model.intercept_[0])) if slope > 0 else (0.0, 0.0)
+
+
+def _threshold_at(real: np.ndarray, target_fpr: float) -> float:
+    """The lowest threshold whose expected false positive rate is at most the target (split conformal, Vovk 2012)."""
+    require_resolvable(target_fpr, len(real))
+    at = int(np.ceil((len(real) + 1) * (1 - target_fpr) - 1e-9)) - 1
+    return float(np.nextafter(np.sort(real)[at], 1))
 
 
 def _unsure_band(

@@ -36,7 +36,29 @@ class RowCache:
                 f"The cache folder {folder} cannot be written", error.strerror or str(error), "Give another --cache"
             ) from error
         self._place: dict[tuple[str, str], tuple[Path, int]] = {}
-        for shard in sorted(self.folder.glob("*.safetensors")):
+        self._seen: dict[Path, tuple[int, int]] = {}
+        self.refresh()
+
+    @classmethod
+    def open(cls, folder: str | Path, key: str) -> RowCache:
+        """The cache of this folder and key; opened again in one process, it reads only the shards that are new."""
+        place = (Path(folder).resolve(), key)
+        known = _OPEN.get(place)
+        if known is None or not known.folder.is_dir():
+            known = _OPEN[place] = cls(*place)
+        else:
+            known.refresh()
+        return known
+
+    def refresh(self) -> None:
+        """Index the shards that were written since, and forget those that were removed or changed."""
+        stamps = {
+            shard: (shard.stat().st_mtime_ns, shard.stat().st_size) for shard in self.folder.glob("*.safetensors")
+        }
+        if any(stamps.get(shard) != stamp for shard, stamp in self._seen.items()):
+            self._place, self._seen = {}, {}
+        for shard in sorted(set(stamps) - set(self._seen)):
+            self._seen[shard] = stamps[shard]
             self._index(shard, *_contents(shard))
 
     def has(self, image: str, names: Iterable[str]) -> bool:
@@ -65,12 +87,16 @@ class RowCache:
         shard = self.folder / f"{uuid.uuid4().hex}.safetensors"
         contiguous = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
         write_atomically(shard, save(contiguous, metadata={"images": json.dumps(list(images))}))
+        self._seen[shard] = (shard.stat().st_mtime_ns, shard.stat().st_size)
         self._index(shard, list(images), list(arrays))
 
     def _index(self, shard: Path, images: list[str], names: list[str]) -> None:
         for row, image in enumerate(images):
             for name in names:
                 self._place[image, name] = (shard, row)
+
+
+_OPEN: dict[tuple[Path, str], RowCache] = {}
 
 
 def _contents(shard: Path) -> tuple[list[str], list[str]]:

@@ -65,6 +65,16 @@ class Features:
         """The readings side by side, (n, units)."""
         return np.concatenate([self.values[reading.name] for reading in readings], axis=1)
 
+    def subset(self, index: np.ndarray) -> Features:
+        """The images at these positions, in that order."""
+        return Features(
+            images=self.images.subset(index),
+            values={name: values[index] for name, values in self.values.items()},
+            attention={
+                site: {part: values[index] for part, values in parts.items()} for site, parts in self.attention.items()
+            },
+        )
+
 
 def collect_features(
     backbone: Backbone,
@@ -214,15 +224,20 @@ class LinearHead:
         return values @ direction + offset
 
 
+if TYPE_CHECKING:
+    Pairs = dict[str, tuple[Tensor, Tensor]]
+
+
 @contextmanager
 def site_gradients(
-    backbone: Backbone, sites: Sequence[Site], head: LinearHead
-) -> Iterator[Callable[[Tensor], tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]]]:
-    """A context whose function maps pixels to the head's logits and, per site, (activation, d logit / d activation).
+    backbone: Backbone, sites: Sequence[Site], heads: Sequence[LinearHead]
+) -> Iterator[Callable[[Tensor, Sequence[int]], Iterator[tuple[Tensor, Pairs]]]]:
+    """A context whose function maps pixels and positions of heads, for each of these heads in turn, to its logits and,
+    per site, (activation, d logit / d activation).
 
-    All sites come out of one forward and one ``autograd.grad``. The graph starts at the first of the sites, so the
-    layers below cost a bare forward. Images do not interact, so the gradient of the summed logits is the per-image
-    gradient.
+    All sites come out of one forward, and one ``autograd.grad`` per head. The graph starts at the first of the sites,
+    so the layers below cost a bare forward. Images do not interact, so the gradient of the summed logits is the
+    per-image gradient.
     """
     import torch
 
@@ -237,18 +252,19 @@ def site_gradients(
 
         return visit
 
-    names = {site.name for site in sites} | {head.reading.site.name}
+    names = {site.name for site in sites} | {head.reading.site.name for head in heads}
     with torch.enable_grad(), backbone.visiting({name: visitor(name) for name in names}) as run:
 
-        def differentiate(pixels: Tensor) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        def differentiate(pixels: Tensor, wanted: Sequence[int]) -> Iterator[tuple[Tensor, Pairs]]:
             live.clear()
             run(pixels)
-            logits = head.logits(live[head.reading.site.name])
             inputs = [live[site.name] for site in sites]
-            gradients = torch.autograd.grad(logits.sum(), inputs)
-            pairs = {s.name: (a.detach(), g) for s, a, g in zip(sites, inputs, gradients, strict=True)}
+            for number in wanted:
+                logits = heads[number].logits(live[heads[number].reading.site.name])
+                gradients = torch.autograd.grad(logits.sum(), inputs, retain_graph=number != wanted[-1])
+                pairs = {s.name: (a.detach(), g) for s, a, g in zip(sites, inputs, gradients, strict=True)}
+                yield logits.detach(), pairs
             live.clear()
-            return logits.detach(), pairs
 
         yield differentiate
 
@@ -258,15 +274,43 @@ class Gradients:
     """Gradient of a reference head's logit by each unit, averaged over images.
 
     Each field maps a reading name to (2, width) float64, one row per class (real, fake): ``mean`` of the signed
-    gradient,
-    ``absolute`` of its size, ``product`` of gradient times activation (summed over the tokens that the reading
-    covers, as captum's ``LayerGradientXActivation``), ``loss`` of the gradient of the head's cross-entropy.
+    gradient, ``absolute`` of its size, ``product`` of gradient times activation (summed over the tokens that the
+    reading covers, as captum's ``LayerGradientXActivation``), ``loss`` of the gradient of the head's cross-entropy.
     """
 
     mean: Mapping[str, np.ndarray]
     absolute: Mapping[str, np.ndarray]
     product: Mapping[str, np.ndarray]
     loss: Mapping[str, np.ndarray]
+
+
+GRADIENT_FIELDS = ("mean", "absolute", "product", "loss")
+
+
+class _GradientSums:
+    """Sums over images of what ``Gradients`` averages."""
+
+    def __init__(self, readings: Sequence[Reading]):
+        self.readings, self.count = readings, np.zeros(2)
+        self.sums = {f: {r.name: np.zeros((2, r.width)) for r in readings} for f in GRADIENT_FIELDS}
+
+    def add(self, labels: np.ndarray, logits: Tensor, pairs: Pairs) -> None:
+        """Raises ``NumericalError`` where a gradient is not finite."""
+        members = np.stack([labels == 0, labels == 1]).astype(float)
+        residual = logits.float().sigmoid().cpu().numpy() - labels
+        self.count += members.sum(1)
+        for reading in self.readings:
+            activation, gradient = pairs[reading.site.name]
+            slope = reading.reduce_gradient(gradient).float().cpu().numpy()
+            product = reading.reduce_gradient(gradient * activation).float().cpu().numpy()
+            require_finite(slope, "gradient", reading.name)
+            per_image = (slope, np.abs(slope), product, residual[:, None] * slope)
+            for field, contribution in zip(GRADIENT_FIELDS, per_image, strict=True):
+                self.sums[field][reading.name] += members @ contribution
+
+    def average(self) -> Gradients:
+        divisor = np.maximum(self.count, 1)[:, None]
+        return Gradients(**{f: {n: total / divisor for n, total in self.sums[f].items()} for f in GRADIENT_FIELDS})
 
 
 def collect_gradients(
@@ -285,64 +329,139 @@ def collect_gradients(
         NumericalError: an activation or gradient is not finite.
     """
     options = options or Options()
-    names = [reading.name for reading in readings]
-    fields = ("mean", "absolute", "product", "loss")
-    sum_names = [f"{field}/{name}" for field in fields for name in names]
-    cache = open_cache(backbone, options)
-    key = digest("gradients", images.fingerprint(), names, _tell(head)) if cache is not None else ""
-    if cache is not None and cache.has(key, sum_names):
-        stored = cache.rows([key], sum_names)
-        gradients = Gradients(**{f: {n: stored[f"{f}/{n}"][0] for n in names} for f in fields})
-        return collect_features(backbone, images, readings, options=options), gradients
+    stored = _StoredGradients(backbone, options)
+    found = stored.get(images, readings, head)
+    if found is not None:
+        return collect_features(backbone, images, readings, options=options), found
 
     sites = list({reading.site.name: reading.site for reading in readings}.values())
-    count = np.zeros(2)
-    sums = {f: {r.name: np.zeros((2, r.width)) for r in readings} for f in fields}
-    rows: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    sums = _GradientSums(readings)
+    rows: dict[str, list[np.ndarray]] = {reading.name: [] for reading in readings}
     index: list[int] = []
     skipped: list[tuple[str, str]] = []
-    with site_gradients(backbone, sites, head) as differentiate:
+    with site_gradients(backbone, sites, [head]) as differentiate:
         for positions, pixels in _stream(backbone, images, options, skipped):
-            labels = images.labels[positions]
-            logits, pairs = differentiate(pixels)
-            members = np.stack([labels == 0, labels == 1]).astype(float)
-            residual = logits.float().sigmoid().cpu().numpy() - labels
-            count += members.sum(1)
             index += list(positions)
-            for reading in readings:
-                activation, gradient = pairs[reading.site.name]
-                value = reading.reduce(activation).float().cpu().numpy()
-                slope = reading.reduce_gradient(gradient).float().cpu().numpy()
-                product = reading.reduce_gradient(gradient * activation).float().cpu().numpy()
-                require_finite(value, "activation", reading.name)
-                require_finite(slope, "gradient", reading.name)
-                rows[reading.name].append(value)
-                per_image = (slope, np.abs(slope), product, residual[:, None] * slope)
-                for field, contribution in zip(fields, per_image, strict=True):
-                    sums[field][reading.name] += members @ contribution
+            for logits, pairs in differentiate(pixels, [0]):
+                for reading in readings:
+                    value = reading.reduce(pairs[reading.site.name][0]).float().cpu().numpy()
+                    require_finite(value, "activation", reading.name)
+                    rows[reading.name].append(value)
+                sums.add(images.labels[positions], logits, pairs)
     if not index:
         raise NoReadableImage(images, skipped)
-    divisor = np.maximum(count, 1)[:, None]
-    means = {f: {name: total / divisor for name, total in by_name.items()} for f, by_name in sums.items()}
     read = replace(images.subset(index), skipped=(*images.skipped, *skipped))
     features = Features(read, {name: np.concatenate(parts) for name, parts in rows.items()}, {})
-    if cache is not None:
-        cache.add([key], {f"{f}/{n}": means[f][n][None] for f in fields for n in names})
-        hashes = [content_hash(image) for image in read.images]
-        new = [i for i, image in enumerate(hashes) if not cache.has(image, names)]
-        cache.add([hashes[i] for i in new], {name: values[new] for name, values in features.values.items()})
-    return features, Gradients(**means)
+    gradients = sums.average()
+    stored.put(images, readings, head, gradients)
+    stored.put_features(features)
+    return features, gradients
+
+
+@dataclass(frozen=True, eq=False)
+class GradientRequest:
+    """Gradients of one head over some images of a set, by some readings."""
+
+    members: np.ndarray
+    readings: Sequence[Reading]
+    head: LinearHead
+
+
+def collect_many_gradients(
+    backbone: Backbone, images: ImageSet, requests: Sequence[GradientRequest], options: Options | None = None
+) -> list[Gradients]:
+    """What ``collect_gradients`` gives for each request, from one forward per image however many ask for it.
+
+    Images go through one by one, and each of them backwards once for every head that asks for it; where the requests
+    overlap, that is several times faster than one after the other.
+
+    Args:
+        images: of all requests; ``members`` are positions in it, and all of them must be readable.
+
+    Raises:
+        NumericalError: a gradient is not finite.
+    """
+    options = options or Options()
+    stored = _StoredGradients(backbone, options)
+    own = [images.subset(request.members) for request in requests]
+    found = [stored.get(part, r.readings, r.head) for part, r in zip(own, requests, strict=True)]
+    missing = [number for number, gradients in enumerate(found) if gradients is None]
+    sums = {number: _GradientSums(requests[number].readings) for number in missing}
+    for sites, positions, asking in _by_sites(requests, missing):
+        heads = [requests[number].head for number in missing]
+        place = {number: i for i, number in enumerate(missing)}
+        chosen = images.subset(positions)
+        with site_gradients(backbone, sites, heads) as differentiate:
+            for index, pixels in _stream(backbone, chosen, replace(options, batch_size=1), []):
+                numbers = asking[index[0]]
+                passes = differentiate(pixels, [place[number] for number in numbers])
+                for number, (logits, pairs) in zip(numbers, passes, strict=True):
+                    sums[number].add(chosen.labels[index], logits, pairs)
+    for number in missing:
+        gradients = found[number] = sums[number].average()
+        stored.put(own[number], requests[number].readings, requests[number].head, gradients)
+    return [gradients for gradients in found if gradients is not None]
+
+
+def _by_sites(
+    requests: Sequence[GradientRequest], missing: Sequence[int]
+) -> Iterator[tuple[list[Site], list[int], list[list[int]]]]:
+    """Sites, positions of images, and numbers of the requests that want each: images of equal sites together.
+
+    The graph of an image starts at the first site that it is asked for, so an early one must not burden the others.
+    """
+    asking: dict[int, list[int]] = {}
+    for number in missing:
+        for position in requests[number].members.tolist():
+            asking.setdefault(position, []).append(number)
+    together: dict[tuple[Site, ...], list[int]] = {}
+    for position in sorted(asking):
+        wanted = {r.site.name: r.site for number in asking[position] for r in requests[number].readings}
+        key = tuple(sorted(wanted.values(), key=lambda site: (site.layer, site.name)))
+        together.setdefault(key, []).append(position)
+    for sites, positions in together.items():
+        yield list(sites), positions, [asking[position] for position in positions]
+
+
+class _StoredGradients:
+    """Gradients in the cache, under the head, the images and the readings; nothing where there is no cache."""
+
+    def __init__(self, backbone: Backbone, options: Options):
+        self.cache = open_cache(backbone, options)
+
+    def get(self, images: ImageSet, readings: Sequence[Reading], head: LinearHead) -> Gradients | None:
+        if self.cache is None:
+            return None
+        key, names = self._key(images, readings, head), [reading.name for reading in readings]
+        arrays = [f"{field}/{name}" for field in GRADIENT_FIELDS for name in names]
+        if not self.cache.has(key, arrays):
+            return None
+        stored = self.cache.rows([key], arrays)
+        return Gradients(**{f: {n: stored[f"{f}/{n}"][0] for n in names} for f in GRADIENT_FIELDS})
+
+    def put(self, images: ImageSet, readings: Sequence[Reading], head: LinearHead, gradients: Gradients) -> None:
+        if self.cache is not None:
+            parts = {f: getattr(gradients, f) for f in GRADIENT_FIELDS}
+            arrays = {f"{f}/{n}": values[None] for f, by_name in parts.items() for n, values in by_name.items()}
+            self.cache.add([self._key(images, readings, head)], arrays)
+
+    def put_features(self, features: Features) -> None:
+        if self.cache is not None:
+            hashes = [content_hash(image) for image in features.images.images]
+            new = [i for i, image in enumerate(hashes) if not self.cache.has(image, features.values)]
+            self.cache.add([hashes[i] for i in new], {name: values[new] for name, values in features.values.items()})
+
+    @staticmethod
+    def _key(images: ImageSet, readings: Sequence[Reading], head: LinearHead) -> str:
+        weights = [head.reading.name, head.weight.tolist(), head.mean.tolist(), head.scale.tolist(), head.bias]
+        return digest("gradients", images.fingerprint(), [reading.name for reading in readings], weights)
 
 
 def open_cache(backbone: Backbone, options: Options) -> RowCache | None:
     """The cache of this backbone under its weights and preprocessing, or None where no folder was given."""
     if not options.cache:
         return None
-    return RowCache(options.cache, digest(backbone.weight_hash, backbone.preprocessing.to_json()))
-
-
-def _tell(head: LinearHead) -> list[object]:
-    return [head.reading.name, head.weight.tolist(), head.mean.tolist(), head.scale.tolist(), head.bias]
+    return RowCache.open(options.cache, digest(backbone.weight_hash, backbone.preprocessing.to_json()))
 
 
 def _stream(
@@ -360,7 +479,7 @@ def _stream(
 
 
 @contextmanager
-def progress_bar(total: int, wanted: bool) -> Iterator[Callable[[int], None]]:
+def progress_bar(total: int, wanted: bool, unit: str = "images") -> Iterator[Callable[[int], None]]:
     """A bar on standard error for work over two seconds; nothing when it is not a terminal."""
     if not wanted:
         yield lambda step: None
@@ -370,7 +489,7 @@ def progress_bar(total: int, wanted: bool) -> Iterator[Callable[[int], None]]:
 
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("images", total=total)
+        task = progress.add_task(unit, total=total)
         yield lambda step: progress.advance(task, step)
 
 

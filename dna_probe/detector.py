@@ -16,10 +16,9 @@ from dna_probe.collection import NoReadableImage, Options, collect_features
 from dna_probe.errors import ArtefactError, BackboneError, DataError, DnaProbeError
 from dna_probe.images.reading import name_of
 from dna_probe.images.sets import UNLABELLED, ImageSet
+from dna_probe.images.views import Equalisation, TreatedImage
 from dna_probe.location import LayerReport
-from dna_probe.scoring import (
-    UnitScores,
-)
+from dna_probe.scoring import UnitScores
 from dna_probe.sites import Reading, parse_unit, resolve_reading
 from dna_probe.storage import replacing_folder
 from dna_probe.truncation import UnitSet
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from dna_probe.backbones.contract import Backbone
 
 SCHEMA = 1
+REQUIRED = {"backbone", "preprocessing", "equalisation", "units", "anchor", "arrays_sha256", "skipped", "provenance"}
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,8 @@ class Detector:
         units: names of the units read, ``site[k]``, in depth order.
         anchor: the classifier on them.
         layers, scores, unit_set: how the units were found; None after ``load`` where they were not stored.
+        equalisation: treatment of the training images, and of every image before it is judged; None leaves them as
+            they are.
         skipped: training images that could not be read, with the reason.
         provenance: data fingerprint, parameters, versions, seeds.
     """
@@ -70,6 +72,7 @@ class Detector:
     layers: LayerReport | None = None
     scores: UnitScores | None = None
     unit_set: UnitSet | None = None
+    equalisation: Equalisation | None = None
     skipped: tuple[tuple[str, str], ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
@@ -128,7 +131,7 @@ class Detector:
         Raises:
             DataError: an image cannot be read; it is named with the reason.
         """
-        values, _, failures = self._unit_values(_as_set(images), options)
+        values, _, failures = self.unit_values(_as_set(images), options)
         if failures:
             name, reason = failures[0]
             raise DataError(
@@ -157,7 +160,7 @@ class Detector:
         image_set = _as_set(images)
         names = [name_of(image, i) for i, image in enumerate(image_set.images)]
         try:
-            values, index, failures = self._unit_values(image_set, options)
+            values, index, failures = self.unit_values(image_set, options)
         except NoReadableImage as error:
             values, index, failures = np.empty((0, len(self.units))), [], list(error.skipped)
         result = [Prediction(name, error=dict(failures).get(name, "unreadable")) for name in names]
@@ -167,12 +170,19 @@ class Detector:
                 result[position] = Prediction(names[position], p, self.anchor.verdict(p), self.threshold)
         return result
 
-    def _unit_values(
+    def treated(self, images: ImageSet) -> ImageSet:
+        """The images as this detector looks at them: equalised, when they are read, if its training images were."""
+        if self.equalisation is None:
+            return images
+        sources = zip(images.images, images.names, strict=True)
+        return replace(images, images=tuple(TreatedImage(s, self.equalisation, name) for s, name in sources))
+
+    def unit_values(
         self, images: ImageSet, options: Options | None
     ) -> tuple[np.ndarray, list[int], list[tuple[str, str]]]:
         """Values of the units, the positions of the images that they belong to, and the images that failed."""
         wanted = self.units_by_reading
-        marked = replace(images, groups=tuple(str(i) for i in range(len(images))), skipped=())
+        marked = replace(self.treated(images), groups=tuple(str(i) for i in range(len(images))), skipped=())
         features = collect_features(self.backbone, marked, list(wanted), options=options)
         values = np.concatenate([features.values[reading.name][:, index] for reading, index in wanted.items()], axis=1)
         return values, [int(group) for group in features.images.groups], list(features.images.skipped)
@@ -193,6 +203,7 @@ class Detector:
             "schema": f"dna_probe.detector/{SCHEMA}",
             "backbone": self.backbone.identity(),
             "preprocessing": self.backbone.preprocessing.to_json(),
+            "equalisation": self.equalisation.to_json() if self.equalisation else None,
             "units": list(self.units),
             "anchor": self.anchor.to_json(),
             "arrays_sha256": hashlib.sha256(content).hexdigest(),
@@ -278,15 +289,24 @@ def load(folder: str | Path, model: Any = None, weights: str | Path | None = Non
             f"SHA-256 {backbone.weight_hash[:12]} instead of {identity['weight_hash'][:12]}",
             "Load the same weights, or fit again",
         )
+    try:
+        anchor = AnchorClassifier.restore(manifest["anchor"], arrays)
+        treated = manifest["equalisation"]
+        equalisation = Equalisation.from_json(treated) if treated else None
+    except (KeyError, TypeError) as error:
+        raise ArtefactError(
+            f"{folder / 'manifest.json'} is damaged", f"{type(error).__name__}: {error}", "Copy or fit it again"
+        ) from error
     layers = _stored(folder / "layers.json", LayerReport.from_json)
     scores = _stored(folder / "scores.json", UnitScores.from_json)
     return Detector(
         backbone=backbone,
         units=tuple(manifest["units"]),
-        anchor=AnchorClassifier.restore(manifest["anchor"], arrays),
+        anchor=anchor,
         layers=layers,
         scores=scores,
         unit_set=UnitSet.from_json(manifest["unit_set"], scores) if scores and manifest.get("unit_set") else None,
+        equalisation=equalisation,
         skipped=tuple((name, reason) for name, reason in manifest["skipped"]),
         provenance=manifest["provenance"],
     )
@@ -318,7 +338,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"Its schema is {version}, this version reads up to {SCHEMA}",
             "Upgrade dna-probe",
         )
-    missing = {"backbone", "preprocessing", "units", "anchor", "arrays_sha256", "skipped", "provenance"} - set(manifest)
+    missing = REQUIRED - set(manifest)
     if missing:
         raise ArtefactError(f"{path} is damaged", f"It lacks {', '.join(sorted(missing))}", "Copy or fit it again")
     return manifest

@@ -244,7 +244,7 @@ def report_layers(
     maps = [features.attention[map_site(backbone, site).name] for site in sites]
     labels = images.labels
     rng = np.random.default_rng(seed)
-    observed = np.eye(len(labels))[labels == 0].mean(0), np.eye(len(labels))[labels == 1].mean(0)
+    observed = [(labels == label) / (labels == label).sum() for label in (0, 1)]
     drawn = _bootstrap_weights(labels, images.groups, resamples, rng)
     shuffled = _permutation_weights(labels, images.groups, resamples, rng)
 
@@ -282,6 +282,25 @@ def report_layers(
             **rule_parameters,
         },
     )
+
+
+def take_layers(
+    backbone: Backbone, features: Features, rule: str = "transition", **rule_parameters: float
+) -> list[str]:
+    """Sites of the layers that ``report_layers`` would take, without its intervals, probes and null levels."""
+    labels = features.images.labels
+    observed = [((labels == label) / (labels == label).sum())[None] for label in (0, 1)]
+    rows = [
+        _statistics(
+            features.values[layer_reading(site).name].astype(np.float64),
+            features.attention[map_site(backbone, site).name],
+            (observed[0], observed[1]),
+        )
+        for site in backbone.layers
+    ]
+    curves = {name: np.array([row[name][0] for row in rows]) for name in rows[0]}
+    choice = choose_layers(rule, curves, **rule_parameters)
+    return [site.name for site, taken in zip(backbone.layers, choice.taken, strict=True) if taken]
 
 
 Weights = tuple[np.ndarray, np.ndarray]

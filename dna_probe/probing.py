@@ -67,7 +67,7 @@ def out_of_fold_scores(
     """
     from sklearn.base import clone
 
-    probe = probe or linear_probe(random_state=seed)
+    probe = linear_probe(random_state=seed) if probe is None else probe
     scores = np.zeros(len(labels))
     for train, test in pairs:
         fitted = clone(probe).fit(values[train], labels[train])

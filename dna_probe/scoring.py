@@ -73,11 +73,16 @@ class Evidence:
 
     @cached_property
     def contrast(self) -> np.ndarray:
-        """Cohen's d, fake minus real, with the pooled within-class deviation, (units,)."""
+        """Cohen's d, fake minus real, with the pooled within-class deviation, (units,).
+
+        A unit that does not vary within the classes (any unit, with one image of each) is measured by its deviation
+        over all images.
+        """
         real, fake = self.values[self.labels == 0], self.values[self.labels == 1]
         pooled = np.sqrt((real.var(0, dtype=np.float64) + fake.var(0, dtype=np.float64)) / 2)
         delta = fake.mean(0, dtype=np.float64) - real.mean(0, dtype=np.float64)
-        return np.divide(delta, pooled, out=np.zeros_like(delta), where=pooled > 1e-9 * (np.abs(delta) + 1))
+        spread = np.where(pooled > 1e-9 * (np.abs(delta) + 1), pooled, self.scale)
+        return np.divide(delta, spread, out=np.zeros_like(delta), where=spread > 1e-9 * (np.abs(delta) + 1))
 
     @cached_property
     def weight(self) -> np.ndarray:
@@ -315,15 +320,21 @@ def require_scorer(scorer: str) -> None:
         raise unknown_name("scorer", scorer, SCORERS)
 
 
+def require_kinds(kinds: Sequence[str]) -> None:
+    for kind in kinds:
+        if kind not in KINDS:
+            raise unknown_name("unit kind", kind, KINDS)
+    if not kinds:
+        raise DnaProbeError("No unit kind was named", fix=f"Known: {', '.join(KINDS)}")
+
+
 def readings_of(backbone: Backbone, layers: Sequence[str], kinds: Sequence[str] = DEFAULT_KINDS) -> tuple[Reading, ...]:
     """The readings of the kinds asked for, at the layers named, in depth order and without repeats.
 
     Raises:
         SiteError: no such site. DnaProbeError: no such kind, or no layer at all.
     """
-    for kind in kinds:
-        if kind not in KINDS:
-            raise unknown_name("unit kind", kind, KINDS)
+    require_kinds(kinds)
     if not layers:
         raise DnaProbeError(
             "No layer was taken, so there are no units to score",

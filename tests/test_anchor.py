@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from dna_probe.anchor import CLASSIFIERS, AnchorClassifier
+from dna_probe.anchor import CLASSIFIERS, AnchorClassifier, require_resolvable
 from dna_probe.errors import DataError, DnaProbeError, NumericalError
 
 
@@ -99,3 +99,50 @@ def test_wrong_input_is_named(rng):
     values[0, 0] = np.nan
     with pytest.raises(NumericalError, match=r"1 of 120 activation values"):
         AnchorClassifier().fit(values, labels)
+
+
+class TestOperatingPoint:
+    def test_the_realised_rate_is_near_the_target(self, rng):
+        """Over many fits the false positive rate on new images stays at or below the one asked for."""
+        realised = []
+        for _ in range(20):
+            labels = np.repeat([0, 1], 60)
+            values = rng.normal(size=(120, 5)) + labels[:, None]
+            anchor = AnchorClassifier(strength=0.05, target_fpr=0.1).fit(values, labels)
+            new = anchor.predict_proba(rng.normal(size=(2000, 5)))[:, 1]
+            realised.append((new >= anchor.threshold_).mean())
+        assert 0.04 < np.mean(realised) < 0.125
+
+    def test_too_few_reals_are_refused_with_the_number_needed(self, rng):
+        labels = np.repeat([0, 1], 10)
+        values = rng.normal(size=(20, 3)) + labels[:, None]
+        with pytest.raises(
+            DataError, match=r"0.05 needs at least 19 real training images, and there are 10.*Give 9 more"
+        ):
+            AnchorClassifier(target_fpr=0.05).fit(values, labels)
+        AnchorClassifier(target_fpr=1 / 11).fit(values, labels)
+
+    def test_the_smallest_number_that_is_enough_is_enough(self):
+        for rate, needed in ((0.05, 19), (0.01, 99), (0.1, 9), (0.5, 1)):
+            require_resolvable(rate, needed)
+            with pytest.raises(DataError, match=f"at least {needed} real"):
+                require_resolvable(rate, needed - 1)
+
+    def test_a_rate_that_is_none_is_refused(self):
+        with pytest.raises(DataError, match="between 0 and 1"):
+            require_resolvable(1.5, 100)
+
+    def test_it_is_stored(self, rng):
+        labels = np.repeat([0, 1], 30)
+        anchor = AnchorClassifier(target_fpr=0.1).fit(rng.normal(size=(60, 3)) + labels[:, None], labels)
+        again = AnchorClassifier.restore(anchor.to_json(), anchor.to_arrays())
+        assert again.threshold_ == anchor.threshold_ != 0.5 and again.target_fpr == 0.1
+
+
+def test_the_prototype_scores_alike_in_cross_fitting_and_after_export(rng):
+    labels = np.repeat([0, 1], 20)
+    values = rng.normal(size=(40, 4)) * [1, 2, 3, 4] + labels[:, None]
+    anchor = AnchorClassifier("prototype").fit(values, labels)
+    np.testing.assert_allclose(anchor.fit_decision(values, labels, values), anchor.decision_function(values))
+    alone = AnchorClassifier("prototype").fit(values[[0, -1]], labels[[0, -1]])
+    assert np.isfinite(alone.decision_function(values)).all()

@@ -4,8 +4,19 @@ import torch
 
 import dna_probe
 from dna_probe.backbones import open_backbone
-from dna_probe.collection import Features, LinearHead, collect_features, collect_gradients, site_gradients
+from dna_probe.collection import (
+    GRADIENT_FIELDS,
+    Features,
+    GradientRequest,
+    LinearHead,
+    Options,
+    collect_features,
+    collect_gradients,
+    collect_many_gradients,
+    site_gradients,
+)
 from dna_probe.errors import DnaProbeError, SiteError
+from dna_probe.images.layouts import read_images
 from dna_probe.location import layer_reading
 from dna_probe.scoring import SCORERS, Evidence, readings_of, reference_head, score_features
 from dna_probe.sites import Reading
@@ -98,8 +109,8 @@ def test_one_pass_gradients_equal_one_sample_autograd(planted, data):
     weight = np.random.default_rng(0).normal(size=last.width)
     head = LinearHead(last, np.zeros(last.width), np.ones(last.width), weight, 0.3)
     pixels = torch.randn(4, 3, 32, 32)
-    with site_gradients(planted, sites, head) as differentiate:
-        logits, pairs = differentiate(pixels)
+    with site_gradients(planted, sites, [head]) as differentiate:
+        logits, pairs = next(differentiate(pixels, [0]))
     for site in sites:
         for i in range(4):
             kept = []
@@ -116,6 +127,28 @@ def test_one_pass_gradients_equal_one_sample_autograd(planted, data):
             assert torch.allclose(logits[i], logit, atol=1e-5)
 
 
+def test_many_heads_in_one_pass_equal_one_after_the_other(planted, data, tmp_path):
+    """Requests that overlap, over readings of their own, with and without a cache."""
+    data = read_images(data)
+    last = layer_reading(planted.layers[-1])
+    rng = np.random.default_rng(0)
+    requests = [
+        GradientRequest(
+            np.sort(rng.choice(len(data), size, replace=False)),
+            [layer_reading(planted.layers[layer]) for layer in layers],
+            LinearHead(last, np.zeros(last.width), np.ones(last.width), rng.normal(size=last.width), 0.1),
+        )
+        for size, layers in ((10, (1, 3)), (20, (3, 4)), (5, (3, 4)))
+    ]
+    for options in (Options(), Options(cache=tmp_path), Options(cache=tmp_path)):
+        found = collect_many_gradients(planted, data, requests, options)
+        for request, many in zip(requests, found, strict=True):
+            _, one = collect_gradients(planted, data.subset(request.members), request.readings, request.head)
+            for field in GRADIENT_FIELDS:
+                for name, values in getattr(one, field).items():
+                    np.testing.assert_allclose(getattr(many, field)[name], values, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18"])
 def test_one_pass_equals_captum_layer_by_layer(name):
     from captum.attr import LayerGradientXActivation
@@ -126,8 +159,8 @@ def test_one_pass_equals_captum_layer_by_layer(name):
     weight = np.random.default_rng(0).normal(size=last.width)
     head = LinearHead(last, np.zeros(last.width), np.ones(last.width), weight, 0.0)
     pixels = torch.randn(2, 3, 224, 224)
-    with site_gradients(backbone, sites, head) as differentiate:
-        _, pairs = differentiate(pixels)
+    with site_gradients(backbone, sites, [head]) as differentiate:
+        _, pairs = next(differentiate(pixels, [0]))
 
     def forward(x):
         with backbone.visiting({last.site.name: lambda a: kept.append(a)}) as run:
