@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dna_probe.collection import Features, Options, collect_features
+from dna_probe.evaluation.file_features import thumbnail_features
 from dna_probe.images.sets import ImageSet
 from dna_probe.location import layer_reading
 from dna_probe.probing import linear_probe
@@ -60,15 +61,9 @@ def random_unit_scores(
 
 def thumbnail_scores(train: ImageSet, test: ImageSet, side: int = 16, seed: int = 0) -> np.ndarray:
     """Decision values, (n,), of a linear probe on images shrunk to ``side`` pixels: what colour and layout give."""
-    probe = linear_probe(random_state=seed).fit(_thumbnails(train.images, side), train.labels)
-    return probe.decision_function(_thumbnails(test.images, side))
+    probe = linear_probe(random_state=seed).fit(thumbnail_features(train.images, side), train.labels)
+    return probe.decision_function(thumbnail_features(test.images, side))
 
 
 def _pick(features: Features, chosen: Mapping[Reading, Any]) -> np.ndarray:
     return np.concatenate([features.values[reading.name][:, units] for reading, units in chosen.items()], axis=1)
-
-
-def _thumbnails(images: Sequence, side: int) -> np.ndarray:
-    from dna_probe.images.reading import read_image
-
-    return np.stack([np.asarray(read_image(i).resize((side, side)), dtype=np.float64).ravel() for i in images])

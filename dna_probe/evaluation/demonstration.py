@@ -13,7 +13,7 @@ from dna_probe.evaluation.baselines import (
     random_unit_scores,
     thumbnail_scores,
 )
-from dna_probe.evaluation.metrics import Interval, auc, auc_difference, auc_interval
+from dna_probe.evaluation.metrics import Difference, Interval, auc, auc_difference, auc_interval
 from dna_probe.images.sets import ImageSet
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def _row(method: str, measured: Interval, note: str) -> dict[str, Any]:
     return {"method": method, "auc": measured.value, "low": measured.low, "high": measured.high, "note": note}
 
 
-def _verdict(difference: Interval, against_random: float) -> str:
+def _verdict(difference: Difference, against_random: float) -> str:
     told = f"{difference.value:+.3f} AUC, 95 % {difference.low:+.3f} to {difference.high:+.3f}"
     if difference.low > 0:
         first = f"The detector beats the last-layer probe ({told})"

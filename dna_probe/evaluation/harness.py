@@ -1,0 +1,425 @@
+"""Run a benchmark: collect features once, fit and test every method in every cell, measure.
+
+What costs forward and backward passes happens first and in this process; the cells themselves are arithmetic on
+arrays and run in several. Each finished cell is a file, so that a run that was cut off goes on where it stopped and
+ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dna_probe.cache import digest
+from dna_probe.collection import (
+    Features,
+    GradientRequest,
+    Options,
+    collect_features,
+    collect_many_gradients,
+    progress_bar,
+)
+from dna_probe.errors import ArtefactError, DataError, DnaProbeError
+from dna_probe.evaluation.methods import METHODS, DnaSettings, Located, Method, Training, Undecided, View
+from dna_probe.evaluation.outcomes import CellOutcome, Condition
+from dna_probe.evaluation.preparation import Bench, Say, Settings, plan, prepare
+from dna_probe.evaluation.protocols import Cell
+from dna_probe.evaluation.results import (
+    SCHEMA,
+    BenchmarkResult,
+    ImageTable,
+    Measured,
+    curves_of,
+    measure_outcome,
+    summarise,
+)
+from dna_probe.fitting import versions
+from dna_probe.images.degradations import available_degradations, unavailable_degradations
+from dna_probe.images.reading import read_image
+from dna_probe.images.sets import FAKE, ImageSet
+from dna_probe.images.sources import EncodedImage
+from dna_probe.location import layer_reading, map_site, take_layers
+from dna_probe.probing import small_fits
+from dna_probe.scoring import SCORERS, readings_of, reference_head
+
+if TYPE_CHECKING:
+    from dna_probe.backbones.contract import Backbone
+
+CLEAN = Condition()
+# Cells whose gradients are collected together: more share more forward passes, fewer lose less to an interruption.
+TOGETHER = 50
+
+
+@dataclass(frozen=True, eq=False)
+class BenchmarkRun:
+    """A finished benchmark.
+
+    Attributes:
+        result: what it measured, together.
+        rows: one mapping per cell, condition, method and tested generator.
+        outcomes: file of each cell, in order.
+        bench: the images.
+    """
+
+    result: BenchmarkResult
+    rows: Sequence[Mapping[str, Any]]
+    outcomes: Sequence[Path]
+    bench: Bench
+
+
+def benchmark(
+    model: Any,
+    data: Any,
+    tests: Sequence[Any] = (),
+    settings: Settings | None = None,
+    *,
+    state: str | Path,
+    layout: str = "auto",
+    jobs: int = 1,
+    options: Options | None = None,
+    say: Say = str,
+) -> BenchmarkRun:
+    """Compare methods on a backbone by a protocol.
+
+    Args:
+        model: any ``torch.nn.Module``, a backbone name, or a ``Backbone``.
+        data: the data set: a folder, a manifest, ``(images, labels)`` or an ``ImageSet``; ``tests`` are those that
+            ``cross-set`` tests on.
+        state: folder for what is finished; the same call after an interruption goes on from there.
+        jobs: processes for the arithmetic of the cells.
+        say: told what was found, before anything runs, and what is being done.
+
+    Raises:
+        DnaProbeError: a mistyped name.
+        DataError: the images cannot give what the protocol needs; nothing has run then.
+    """
+    from dna_probe.backbones import open_backbone
+
+    settings, options = settings or Settings(), options or Options()
+    _make(Path(state))
+    bench = prepare([data, *tests], settings, layout, options, say)
+    cells = plan(bench, settings)
+    backbone = open_backbone(model)
+    folder = Path(state) / _run_key(bench, backbone, settings, cells)[:16]
+    _make(folder)
+    options = replace(options, cache=options.cache or folder / "cache")
+    files = [folder / f"{number:05d}.safetensors" for number in range(len(cells))]
+    missing = [number for number, file in enumerate(files) if not file.exists()]
+    done = f", {len(cells) - len(missing)} of them done before" if len(missing) < len(cells) else ""
+    say(f"{len(cells)} cells{done}; {len(settings.methods)} methods: {', '.join(settings.methods)}")
+    conditions = _conditions(settings)
+    if missing:
+        arena = _Arena.collect(bench, backbone, settings, conditions, cells[0].test, options, say)
+        # Cells that train on the same images share the most passes.
+        todo = sorted(((cells[number], files[number]) for number in missing), key=lambda one: one[0].train_on)
+        say("Locating layers and carrying gradients back in every cell")
+        tasks = []
+        with progress_bar(len(todo), options.progress, "cells") as advance:
+            for start in range(0, len(todo), TOGETHER):
+                tasks += _tasks(arena, bench.images, settings, todo[start : start + TOGETHER], options)
+                advance(len(todo[start : start + TOGETHER]))
+        say("Fitting and testing")
+        # Only now: workers that wake while the backbone runs take its cores several times over.
+        _parallel(_run_cell, [(task, arena.arrays) for task in tasks], jobs, options)
+    images = ImageTable.from_frame(bench.frame())
+    say("Measuring")
+    measured = Measured.join(
+        _parallel(_measure_file, [(file, images, conditions, settings.plan.seed) for file in files], jobs, options)
+    )
+    info = _info(bench, backbone, settings, cells, [CellOutcome.read(file).notes for file in files])
+    outcomes = (CellOutcome.read(file) for file in files)
+    result = summarise(info, measured, curves_of(outcomes, images), settings.plan.seed)
+    return BenchmarkRun(result, measured.rows, files, bench)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArtefactError(f"{folder} cannot be made", error.strerror or str(error), "Choose another place") from error
+
+
+def _conditions(settings: Settings) -> tuple[Condition, ...]:
+    if settings.protocol != "robustness":
+        return (CLEAN,)
+    known = available_degradations()
+    return (
+        CLEAN,
+        *(
+            Condition(name, level + 1, known[name].label(level))
+            for name in settings.transforms or known
+            for level in range(len(known[name].severities))
+        ),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Network:
+    """A backbone with what it made of all images, and how the detector's layers and gradients come from it."""
+
+    backbone: Backbone
+    features: Features
+    dna: DnaSettings
+
+    @classmethod
+    def collect(
+        cls, backbone: Backbone, images: ImageSet, dna: DnaSettings, options: Options, locating: bool = True
+    ) -> _Network:
+        """Features of the images, with the attention that layers are located by unless they are for testing alone."""
+        names = [site.name for site in backbone.layers]
+        readings = {r.name: r for r in map(layer_reading, backbone.layers)}
+        readings |= {r.name: r for r in readings_of(backbone, names, dna.kinds)}
+        maps = [map_site(backbone, site) for site in backbone.layers] if locating else []
+        features = collect_features(backbone, images, list(readings.values()), maps, options)
+        if len(features.images) != len(images):
+            name, reason = features.images.skipped[-1]
+            raise DataError(f"{name} cannot be given to the backbone", reason, "Leave it out")
+        return cls(backbone, features, dna)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        return tuple(layer_reading(site).name for site in self.backbone.layers)
+
+    def locate(self, cells: Sequence[Cell], options: Options) -> list[Located]:
+        """Layers and gradients on the training images of each cell."""
+        last = layer_reading(self.backbone.layers[-1])
+        located: list[Located] = []
+        requests: dict[int, GradientRequest] = {}
+        for number, cell in enumerate(cells):
+            own = self.features.subset(cell.train)
+            try:
+                layers = take_layers(self.backbone, own, self.dna.rule)
+                located.append(Located(readings_of(self.backbone, layers, self.dna.kinds), None))
+            except DnaProbeError as error:
+                located.append(Located((), None, str(error)))
+                continue
+            if SCORERS[self.dna.scorer].needs_gradients:
+                head = reference_head(own, last, cell.seed)
+                requests[number] = GradientRequest(cell.train, located[number].readings, head)
+        found = collect_many_gradients(self.backbone, self.features.images, list(requests.values()), options)
+        for number, gradients in zip(requests, found, strict=True):
+            located[number] = replace(located[number], gradients=gradients)
+        return located
+
+
+@dataclass(frozen=True, eq=False)
+class _Arrays:
+    """What every cell needs of the images, and nothing by which a method could know them.
+
+    Attributes:
+        view: all images; ``transformed`` the test images under each condition after the first.
+    """
+
+    labels: np.ndarray
+    groups: np.ndarray
+    view: View
+    transformed: tuple[View, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Arena:
+    """The networks of a run, the backbone and, where a method asks for it, its untrained control; and the arrays."""
+
+    network: _Network
+    untrained: _Network | None
+    arrays: _Arrays
+
+    @classmethod
+    def collect(
+        cls,
+        bench: Bench,
+        backbone: Backbone,
+        settings: Settings,
+        conditions: tuple[Condition, ...],
+        test: np.ndarray,
+        options: Options,
+        say: Say,
+    ) -> _Arena:
+        from dna_probe.backbones import open_backbone
+
+        say(f"Collecting features of {len(bench.images)} images with {backbone.name}")
+        network = _Network.collect(backbone, bench.images, settings.dna, options)
+        untrained = None
+        if any(METHODS[name].needs_untrained for name in settings.methods):
+            say("The same with untrained weights, as a control")
+            control = open_backbone(backbone, random_weights=True)
+            untrained = _Network.collect(control, bench.images, settings.dna, options)
+        transformed = []
+        for condition in conditions[1:]:
+            say(f"Test images under {condition.transform}, {condition.severity}")
+            images = _degraded(bench.images.subset(test), condition, settings.plan.seed)
+            own, control_own = (
+                one and _Network.collect(one.backbone, images, settings.dna, options, locating=False)
+                for one in (network, untrained)
+            )
+            transformed.append(_view(own, control_own, {"thumbnail": _thumbnails(images)}))
+        groups = np.unique(np.asarray(bench.images.groups), return_inverse=True)[1]
+        view = _view(network, untrained, bench.tables)
+        return cls(network, untrained, _Arrays(bench.images.labels, groups, view, tuple(transformed)))
+
+
+def _view(network: _Network | None, untrained: _Network | None, tables: Mapping[str, np.ndarray]) -> View:
+    assert network is not None
+    control = None if untrained is None else View.join(untrained.features.values, untrained.layers)
+    return View.join(network.features.values, network.layers, tables, control)
+
+
+def _degraded(images: ImageSet, condition: Condition, seed: int) -> ImageSet:
+    """The images under a transform, in memory; each has a seed of its own."""
+    degradation = available_degradations()[condition.transform]
+    made = [
+        degradation.apply(read_image(source), condition.level - 1, seed + position)
+        for position, source in enumerate(images.images)
+    ]
+    return replace(images, images=tuple(made))
+
+
+def _thumbnails(images: ImageSet) -> np.ndarray:
+    from dna_probe.evaluation.file_features import thumbnail_features
+
+    return thumbnail_features(images.images).astype(np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """One cell, and what the passes over its training images gave."""
+
+    cell: Cell
+    file: Path
+    settings: Settings
+    trained: tuple[str, ...]
+    located: Located | None
+    untrained: Located | None
+
+
+def _tasks(
+    arena: _Arena, images: ImageSet, settings: Settings, todo: Sequence[tuple[Cell, Path]], options: Options
+) -> list[_Task]:
+    """Some cells after their backward passes."""
+    quiet, cells = replace(options, progress=False), [cell for cell, _ in todo]
+    located: list[Located | None] = [None] * len(cells)
+    untrained: list[Located | None] = [None] * len(cells)
+    if any(METHODS[name].needs_units for name in settings.methods):
+        located = [*arena.network.locate(cells, quiet)]
+    if arena.untrained is not None:
+        untrained = [*arena.untrained.locate(cells, quiet)]
+    tasks = []
+    for (cell, file), own, control in zip(todo, located, untrained, strict=True):
+        trained = sorted({images.generators[i] for i in cell.train if images.labels[i] == FAKE})
+        tasks.append(_Task(cell, file, settings, tuple(trained), own, control))
+    return tasks
+
+
+def _run_cell(task: _Task, arrays: _Arrays) -> None:
+    """Fit and test every method of a cell, and write what they say.
+
+    Methods see the test images in a random order, so that their place says nothing of their label either.
+    """
+    cell = task.cell
+    order = np.random.default_rng(cell.seed).permutation(len(cell.test))
+    back = np.argsort(order)
+    blank = tuple(EncodedImage(str(i), b"") for i in range(len(cell.train)))
+    # Numbered in the order of the true names, by which folds are drawn, so that they are those of ``fit``.
+    train = Training(
+        images=ImageSet(
+            blank, arrays.labels[cell.train], groups=tuple(f"{group:09d}" for group in arrays.groups[cell.train])
+        ),
+        view=arrays.view.rows(cell.train),
+        settings=task.settings.dna,
+        located=task.located,
+        untrained=task.untrained,
+        target_fpr=task.settings.target_fpr,
+        seed=cell.seed,
+    )
+    tests = [arrays.view.rows(cell.test[order]), *(view.rows(order) for view in arrays.transformed)]
+    judged = {}
+    with small_fits():
+        for name in task.settings.methods:
+            try:
+                method: Method = METHODS[name]().fit(train)
+            except DnaProbeError as error:
+                # Few images may leave a method with nothing, no unit behind a strict cut, say: then it knows nothing.
+                method = Undecided(str(error))
+            for number, view in enumerate(tests):
+                if METHODS[name].needs_table and METHODS[name].needs_table not in view.tables:
+                    continue
+                said = method.judge(view)
+                probability = None if said.probability is None else said.probability[back]
+                judged[number, name] = replace(said, scores=said.scores[:, back], probability=probability)
+    about = {"train_on": cell.train_on, "shots": cell.shots, "draw": cell.draw, "seed": cell.seed}
+    notes = tuple(dict.fromkeys(f"{name}: {said.note}" for (_, name), said in judged.items() if said.note))
+    CellOutcome(about, task.trained, cell.test, judged, notes).write(task.file)
+
+
+def _measure_file(file: Path, images: ImageTable, conditions: tuple[Condition, ...], seed: int) -> Measured:
+    return measure_outcome(CellOutcome.read(file), images, conditions, seed=seed)
+
+
+def _parallel(function: Callable[..., Any], tasks: Sequence[tuple], jobs: int, options: Options) -> list[Any]:
+    """The results of the calls, in order."""
+    results = []
+    with progress_bar(len(tasks), options.progress, "cells") as advance:
+        for result in _calls(function, tasks, min(jobs, len(tasks))):
+            results.append(result)
+            advance(1)
+    return results
+
+
+def _calls(function: Callable[..., Any], tasks: Sequence[tuple], jobs: int) -> Iterator[Any]:
+    if jobs <= 1:
+        yield from (function(*task) for task in tasks)
+        return
+    from joblib import Parallel, delayed, parallel_config
+
+    # Arrays are shared through files instead of being copied to every process, and each worker keeps to one thread.
+    with parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1):
+        pool = Parallel(return_as="generator", max_nbytes="1M")
+        yield from pool(delayed(function)(*task) for task in tasks)
+
+
+def _run_key(bench: Bench, backbone: Backbone, settings: Settings, cells: Sequence[Cell]) -> str:
+    """What a run depends on; cells of another run are not taken up."""
+    images = [bench.sha256, bench.images.labels.tolist(), bench.images.generators, bench.images.groups]
+    sides = [(cell.train.tolist(), cell.test.tolist()) for cell in cells]
+    network = backbone.weight_hash, backbone.preprocessing.to_json()
+    return digest(SCHEMA, settings.to_json(), images, sides, network, versions())
+
+
+def _info(
+    bench: Bench, backbone: Backbone, settings: Settings, cells: Sequence[Cell], told: Sequence[Sequence[str]]
+) -> dict[str, Any]:
+    notes = [*backbone.model_notes]
+    if settings.protocol in ("cross-set", "train-test"):
+        meant = bench.sets != bench.sets[0]
+        if settings.protocol == "train-test":
+            meant = np.asarray(bench.images.splits) == "test"
+        if gone := int(meant.sum()) - len(cells[0].test):
+            notes.append(f"{gone} test images were left out: they, or copies of them, are in the training set.")
+    counted = Counter(note for part in told for note in part)
+    notes += [f"In {count} of {len(cells)} fits {note}" for note, count in counted.items()]
+    if settings.protocol == "robustness":
+        notes += [f"{name} was left out: {reason}" for name, reason in unavailable_degradations().items()]
+    first = bench.notes[0]
+    return {
+        "schema": f"dna_probe.benchmark/{SCHEMA}",
+        "protocol": settings.protocol,
+        "settings": settings.to_json(),
+        "data": {
+            "origin": bench.images.origin,
+            "describe": first["describe"],
+            "fingerprint": digest(bench.sha256, bench.images.labels.tolist()),
+            "counts": bench.images.counts(),
+            "sets": list(bench.notes),
+            "skipped": [list(pair) for pair in bench.images.skipped],
+        },
+        "audit": bench.notes[-1 if settings.protocol == "cross-set" else 0]["audit"],
+        "backbone": backbone.identity(),
+        "versions": versions(),
+        "methods": {name: METHODS[name].description for name in settings.methods},
+        "notes": notes,
+    }

@@ -1,0 +1,345 @@
+"""The harness: every method on a planted-unit model, the same bytes after an interruption, and no way to peek."""
+
+import dataclasses
+import filecmp
+import json
+
+import numpy as np
+import pytest
+
+import dna_probe
+from dna_probe.backbones import open_backbone
+from dna_probe.errors import ArtefactError, DataError, DnaProbeError
+from dna_probe.evaluation import harness, methods
+from dna_probe.evaluation.comparison import compare
+from dna_probe.evaluation.harness import benchmark
+from dna_probe.evaluation.methods import METHODS, Judgement, Method, View
+from dna_probe.evaluation.outcomes import CellOutcome
+from dna_probe.evaluation.preparation import Settings, read_release_dates
+from dna_probe.evaluation.protocols import Plan
+from dna_probe.evaluation.results import BenchmarkResult, read_results
+from dna_probe.evaluation.run_folder import write_run
+from dna_probe.images.sets import ImageSet
+
+from ..planted import Planted, images
+
+QUICK = ("dna", "last-linear", "random-units")
+
+
+def make_set(count=24, seed=0, **more) -> ImageSet:
+    """Reals and fakes of two generators, the second one fainter; one prompt for both."""
+    pictures, labels = images(count, seed)
+    fainter, _ = images(count, seed + 1, strength=2.0)
+    half = count // 2
+    chosen = [*pictures[:count], *pictures[count : count + half], *fainter[count + half :]]
+    made = ["real"] * count + ["strong"] * half + ["faint"] * half
+    groups = [f"photo {i}" for i in range(count)] + [f"prompt {i}" for i in range(half)] * 2
+    return ImageSet(tuple(chosen), labels, tuple(made), tuple(groups), origin="planted", **more)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return open_backbone(Planted())
+
+
+@pytest.fixture(scope="module")
+def all_methods(backbone, tmp_path_factory):
+    settings = Settings(plan=Plan(shots=(1, 5), draws=2))
+    return benchmark(backbone, make_set(), settings=settings, state=tmp_path_factory.mktemp("state"))
+
+
+def quick(**plan) -> Settings:
+    return Settings(methods=QUICK, plan=Plan(**{"shots": (4,), "draws": 2} | plan))
+
+
+class TestAllMethods:
+    def test_each_has_a_row_for_every_number_of_shots_seen_and_unseen(self, all_methods):
+        rows = {(row["method"], row["shots"], row["seen"]) for row in all_methods.result.summary}
+        assert rows == {(name, shots, seen) for name in METHODS for shots in (1, 5) for seen in (False, True)}
+
+    def test_the_planted_units_are_found_and_the_controls_find_less(self, all_methods):
+        auc = {
+            row["method"]: row["metrics"]["auc"]["value"]
+            for row in all_methods.result.summary
+            if row["shots"] == 5 and not row["seen"]
+        }
+        assert auc["dna"] > 0.95
+        assert auc["dna"] > auc["random-units"] + 0.1
+        assert auc["dna"] > auc["random-weights"] and auc["dna"] > auc["thumbnail"]
+
+    def test_measures_are_complete_and_finite(self, all_methods):
+        for row in all_methods.result.summary:
+            metrics = row["metrics"]
+            assert metrics["auc"]["low"] <= metrics["auc"]["value"] <= metrics["auc"]["high"]
+            calibrated = row["method"] != "random-units"
+            assert (metrics["ece"]["value"] is not None) == calibrated
+            assert (row["difference"] is None) == (row["method"] == "last-linear")
+
+    def test_it_reads_back_equal(self, all_methods, tmp_path):
+        write_run(all_methods, tmp_path)
+        again = read_results(tmp_path)
+        assert again.to_json() == json.loads(json.dumps(all_methods.result.to_json()))
+        assert len(again.table()) == len(again.summary)
+        for name in ("results.parquet", "images.parquet", "summary.md"):
+            assert (tmp_path / name).stat().st_size > 0
+
+    def test_the_audit_of_the_data_is_in_the_result(self, all_methods):
+        audit = all_methods.result.info["audit"]
+        assert {"metadata_auc", "thumbnail_auc", "verdict", "flags"} <= set(audit)
+
+    def test_a_run_compared_with_itself_does_not_differ(self, all_methods, tmp_path):
+        write_run(all_methods, tmp_path)
+        found = compare(tmp_path, tmp_path)
+        assert len(found.rows) == len(all_methods.result.summary)
+        assert all(row["paired"] and row["change"] == 0 and row["low"] == row["high"] == 0 for row in found.rows)
+        assert not found.notes
+
+
+def test_dna_is_what_fit_makes_of_the_same_images(backbone, tmp_path):
+    """The numbers of a benchmark are those of the detector that a user gets."""
+    data = make_set()
+    run = benchmark(backbone, data, settings=quick(draws=1), state=tmp_path)
+    outcome = CellOutcome.read(run.outcomes[0])
+    cells = harness.plan(run.bench, quick(draws=1))
+    detector = dna_probe.fit(backbone, run.bench.images.subset(cells[0].train), seed=cells[0].seed)
+    probability = detector.predict_proba(run.bench.images.subset(outcome.test))[:, 1]
+    judged = outcome.judged[0, "dna"]
+    assert judged.units == len(detector.units) and judged.threshold == detector.threshold
+    np.testing.assert_allclose(judged.probability, probability, atol=1e-5)
+
+
+class TestInterruption:
+    def test_a_run_cut_off_goes_on_and_ends_with_the_same_bytes(self, backbone, tmp_path, monkeypatch):
+        data, whole, cut = make_set(), tmp_path / "whole", tmp_path / "cut"
+        run = benchmark(backbone, data, settings=quick(), state=tmp_path / "a")
+        whole.mkdir()
+        write_run(run, whole)
+
+        real, done = harness._run_cell, []
+
+        def stopping(task, arrays):
+            if len(done) == 2:
+                raise KeyboardInterrupt
+            done.append(task)
+            real(task, arrays)
+
+        monkeypatch.setattr(harness, "_run_cell", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            benchmark(backbone, data, settings=quick(), state=tmp_path / "b")
+        monkeypatch.setattr(harness, "_run_cell", real)
+        told = []
+        run = benchmark(backbone, data, settings=quick(), state=tmp_path / "b", say=told.append)
+        cut.mkdir()
+        write_run(run, cut)
+        assert any("2 of them done before" in line for line in told)
+        names = sorted(str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file())
+        assert len(names) > 5
+        assert filecmp.cmpfiles(whole, cut, names, shallow=False)[0] == names
+
+    def test_processes_give_the_same_bytes(self, backbone, tmp_path):
+        data = make_set()
+        files = [
+            benchmark(backbone, data, settings=quick(), state=tmp_path / str(jobs), jobs=jobs).outcomes
+            for jobs in (1, 2)
+        ]
+        for one, two in zip(*files, strict=True):
+            assert one.read_bytes() == two.read_bytes()
+
+    def test_other_settings_do_not_take_up_old_cells(self, backbone, tmp_path):
+        told = []
+        benchmark(backbone, make_set(), settings=quick(draws=1), state=tmp_path)
+        benchmark(backbone, make_set(seed=5), settings=quick(draws=1), state=tmp_path, say=told.append)
+        assert not any("done before" in line for line in told)
+
+    def test_a_damaged_outcome_is_named(self, backbone, tmp_path):
+        run = benchmark(backbone, make_set(), settings=quick(draws=1), state=tmp_path)
+        run.outcomes[0].write_bytes(b"half")
+        with pytest.raises(ArtefactError, match=r"00000.safetensors is damaged.*Delete it"):
+            CellOutcome.read(run.outcomes[0])
+
+
+class Peeking(Method):
+    """Uses whatever it can find that is not a feature."""
+
+    description = "tries to cheat"
+    seen: list = []  # noqa: RUF012 (shared on purpose)
+
+    def fit(self, train):
+        self.train = train
+        return self
+
+    def judge(self, test):
+        type(self).seen.append(test)
+        count = len(test.matrix)
+        return Judgement(np.arange(count, dtype=float)[None], None, 0.0, None, 0)
+
+
+class TestPeeking:
+    @pytest.fixture
+    def peeked(self, backbone, tmp_path, monkeypatch):
+        monkeypatch.setitem(methods.METHODS, "peeking", Peeking)
+        Peeking.seen = []
+        settings = Settings(methods=("peeking", "last-linear"), plan=Plan(shots=(4,), draws=20))
+        return benchmark(backbone, make_set(), settings=settings, state=tmp_path)
+
+    def test_the_place_of_a_test_image_says_nothing(self, peeked):
+        rows = [row for row in peeked.result.summary if row["method"] == "peeking"]
+        assert all(abs(row["metrics"]["auc"]["value"] - 0.5) < 0.1 for row in rows)
+
+    def test_a_method_is_handed_arrays_and_nothing_else(self, peeked):
+        """No labels, no names, no paths; and no column that equals the labels."""
+        assert Peeking.seen
+        for view in Peeking.seen:
+            assert {field.name for field in dataclasses.fields(view)} == {
+                "matrix",
+                "spans",
+                "layers",
+                "tables",
+                "untrained",
+            }
+            assert isinstance(view, View) and isinstance(view.matrix, np.ndarray)
+            assert all(isinstance(table, np.ndarray) for table in view.tables.values())
+        with pytest.raises(AttributeError):
+            _ = Peeking.seen[0].labels
+
+    def test_a_feature_that_carries_the_label_shows(self, backbone, tmp_path, monkeypatch):
+        """The planted leak: were labels handed on, a method would reach an AUC of one; the test would see it."""
+
+        class Told(Peeking):
+            def judge(self, test):
+                return Judgement(test.tables["label"][None], None, 0.5, None, 1)
+
+        monkeypatch.setitem(methods.METHODS, "peeking", Told)
+        settings = Settings(methods=("peeking", "last-linear"), plan=Plan(shots=(4,), draws=1))
+        with pytest.raises(KeyError, match="label"):
+            benchmark(backbone, make_set(), settings=settings, state=tmp_path / "honest")
+        real = harness._view
+
+        def leaking(network, untrained, tables):
+            return real(network, untrained, {**tables, "label": make_set().labels.astype(float)})
+
+        monkeypatch.setattr(harness, "_view", leaking)
+        run = benchmark(backbone, make_set(), settings=settings, state=tmp_path / "leaking")
+        row = next(row for row in run.result.summary if row["method"] == "peeking")
+        assert row["metrics"]["auc"]["value"] == 1
+
+
+def test_copies_of_an_image_never_lie_on_both_sides(backbone, tmp_path):
+    """A photograph that is in the set twice, under groups of its own, is tied together by its looks."""
+    data = make_set()
+    pictures = list(data.images)
+    pictures[1] = pictures[0]
+    run = benchmark(
+        backbone, dataclasses.replace(data, images=tuple(pictures)), settings=quick(draws=8), state=tmp_path
+    )
+    assert run.bench.images.groups[0] == run.bench.images.groups[1]
+    for file in run.outcomes:
+        test = set(CellOutcome.read(file).test.tolist())
+        assert not {0, 1} & test or {0, 1} <= test
+
+
+@pytest.fixture(scope="module")
+def transformed(backbone, tmp_path_factory):
+    settings = Settings(
+        "robustness",
+        methods=("dna", "last-linear", "metadata", "thumbnail"),
+        plan=Plan(shots=(6,), draws=2),
+        transforms=("jpeg", "grey"),
+        test_images=6,
+    )
+    return benchmark(backbone, make_set(), settings=settings, state=tmp_path_factory.mktemp("robust"))
+
+
+class TestRobustness:
+    def test_every_severity_has_its_drop_and_flips(self, transformed):
+        rows = [row for row in transformed.result.summary if row["method"] == "dna" and row["transform"]]
+        assert {(row["transform"], row["level"]) for row in rows} == {
+            *(("jpeg", level) for level in range(1, 6)),
+            *(("grey", level) for level in range(1, 4)),
+        }
+        for row in rows:
+            clean = next(
+                r
+                for r in transformed.result.summary
+                if r["method"] == "dna" and not r["transform"] and r["seen"] == row["seen"]
+            )
+            drop = clean["metrics"]["auc"]["value"] - row["metrics"]["auc"]["value"]
+            assert row["auc_drop"] == pytest.approx(drop) and 0 <= row["flips"] <= 1
+
+    def test_a_fine_trace_does_not_survive_heavy_jpeg(self, transformed):
+        def auc(level):
+            return next(
+                row["metrics"]["auc"]["value"]
+                for row in transformed.result.summary
+                if row["method"] == "dna" and row["transform"] == "jpeg" and row["level"] == level and not row["seen"]
+            )
+
+        assert auc(5) < auc(1) - 0.1
+
+    def test_test_images_are_capped_and_files_are_not_judged_under_transforms(self, transformed):
+        outcome = CellOutcome.read(transformed.outcomes[0])
+        labels = transformed.bench.images.labels[outcome.test]
+        assert (labels == 0).sum() == 6 and (labels == 1).sum() == 6
+        assert (0, "metadata") in outcome.judged and (1, "metadata") not in outcome.judged
+
+
+class TestRefusals:
+    """All before anything runs."""
+
+    @pytest.fixture(autouse=True)
+    def nothing_runs(self, monkeypatch):
+        def never(*arguments, **options):
+            raise AssertionError("something ran")
+
+        monkeypatch.setattr(harness._Arena, "collect", never)
+
+    def test_names(self, backbone, tmp_path):
+        for settings, told in (
+            ({"methods": ("dnaa",)}, "Unknown method 'dnaa'.*Did you mean 'dna'"),
+            ({"protocol": "few"}, "Unknown protocol"),
+            ({"transforms": ("jpg",)}, "Unknown transform 'jpg'"),
+        ):
+            with pytest.raises(DnaProbeError, match=told):
+                Settings(**settings)
+
+    def test_an_operating_point_with_too_few_reals_names_the_number_needed(self, backbone, tmp_path):
+        settings = Settings(methods=QUICK, plan=Plan(shots=(4,), draws=1), target_fpr=0.05)
+        with pytest.raises(DataError, match="needs at least 19 real training images, and there are 4"):
+            benchmark(backbone, make_set(), settings=settings, state=tmp_path)
+
+    def test_too_many_shots(self, backbone, tmp_path):
+        with pytest.raises(DataError, match="Ask for at most"):
+            benchmark(backbone, make_set(), settings=quick(shots=(40,)), state=tmp_path)
+
+    def test_one_class(self, backbone, tmp_path):
+        with pytest.raises(DataError, match="holds no fake images"):
+            benchmark(backbone, make_set().of_label(0), settings=quick(), state=tmp_path)
+
+
+class TestReleaseDates:
+    def test_they_are_read_and_used(self, backbone, tmp_path):
+        table = tmp_path / "dates.csv"
+        table.write_text("generator,release_date\nstrong,2022-01-01\nfaint,2023-06-30\n")
+        settings = Settings("temporal", QUICK, Plan(shots=(4,), draws=1), release_dates=read_release_dates(table))
+        run = benchmark(backbone, make_set(), settings=settings, state=tmp_path / "state")
+        assert {row["train_on"] for row in run.rows} == {"up to 2022-01-01"}
+
+    @pytest.mark.parametrize(
+        ("text", "told"),
+        [
+            ("generator,when\na,2022-01-01\n", "lacks a column"),
+            ("generator,release_date\na,spring\n", "'spring' in .* is no date"),
+        ],
+    )
+    def test_a_bad_table_is_refused(self, tmp_path, text, told):
+        table = tmp_path / "dates.csv"
+        table.write_text(text)
+        with pytest.raises(DataError, match=told):
+            read_release_dates(table)
+
+
+def test_results_of_another_kind_or_version_are_refused():
+    with pytest.raises(ArtefactError, match="not the result of a benchmark"):
+        BenchmarkResult.from_json({"schema": "dna_probe.layers/1"})
+    with pytest.raises(ArtefactError, match="newer"):
+        BenchmarkResult.from_json({"schema": "dna_probe.benchmark/99"})
