@@ -3,6 +3,12 @@
     figure, axes = dna_probe.plots.attention_shift(report)      # a LayerReport
     figure, axes = dna_probe.plots.layers(report)               # a LayerReport
     figure, axes = dna_probe.plots.scores(units)                # UnitScores or a UnitSet
+    figure, axes = dna_probe.plots.audit(found)                 # an Audit
+    figure, axes = dna_probe.plots.few_shot(result)             # a BenchmarkResult; so do the next four
+    figure, axes = dna_probe.plots.generators(result)
+    figure, axes = dna_probe.plots.robustness(result)
+    figure, axes = dna_probe.plots.reliability(result)
+    figure, axes = dna_probe.plots.roc(result)
     dna_probe.plots.save(figure, "shift.pdf")
 
 Each takes ``ax=``, to draw in the place of an axes of the caller's own figure, and ``columns=``, the width in columns
@@ -21,17 +27,43 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from dna_probe.plots.attention_shift_figure import attention_shift
+    from dna_probe.plots.audit_figure import audit
+    from dna_probe.plots.few_shot_figure import few_shot
+    from dna_probe.plots.generators_figure import generators
     from dna_probe.plots.layers_figure import layers
+    from dna_probe.plots.reliability_figure import reliability
+    from dna_probe.plots.robustness_figure import robustness
+    from dna_probe.plots.roc_figure import roc
     from dna_probe.plots.run_results import read_result
     from dna_probe.plots.saving import save
     from dna_probe.plots.scores_figure import scores
 
-__all__ = ["FIGURES", "PaperFigure", "attention_shift", "layers", "read_result", "save", "scores"]
+__all__ = [
+    "FIGURES",
+    "PaperFigure",
+    "attention_shift",
+    "audit",
+    "few_shot",
+    "generators",
+    "layers",
+    "read_result",
+    "reliability",
+    "robustness",
+    "roc",
+    "save",
+    "scores",
+]
 
 _HOMES = {
     "attention_shift": "attention_shift_figure",
+    "audit": "audit_figure",
+    "few_shot": "few_shot_figure",
+    "generators": "generators_figure",
     "layers": "layers_figure",
     "read_result": "run_results",
+    "reliability": "reliability_figure",
+    "robustness": "robustness_figure",
+    "roc": "roc_figure",
     "save": "saving",
     "scores": "scores_figure",
 }
@@ -57,6 +89,12 @@ FIGURES: dict[str, PaperFigure] = {
     "attention-shift": PaperFigure("attention_shift", "layers.json"),
     "layers": PaperFigure("layers", "layers.json"),
     "scores": PaperFigure("scores", "scores.json"),
+    "audit": PaperFigure("audit", "audit.json"),
+    "few-shot": PaperFigure("few_shot", "results.json"),
+    "generators": PaperFigure("generators", "results.json"),
+    "robustness": PaperFigure("robustness", "results.json"),
+    "reliability": PaperFigure("reliability", "results.json"),
+    "roc": PaperFigure("roc", "results.json"),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,13 +11,15 @@ from dna_probe.errors import ArtefactError, unknown_name
 from dna_probe.plots import FIGURES
 
 if TYPE_CHECKING:
+    from dna_probe.evaluation.audit import Audit
+    from dna_probe.evaluation.results import BenchmarkResult
     from dna_probe.location import LayerReport
     from dna_probe.scoring import UnitScores
     from dna_probe.truncation import UnitSet
 
 
-def read_result(figure: str, run: str | Path) -> LayerReport | UnitScores | UnitSet | None:
-    """The result that a figure shows, from a folder written by ``locate``, ``fit`` or ``demo``.
+def read_result(figure: str, run: str | Path) -> LayerReport | UnitScores | UnitSet | BenchmarkResult | Audit | None:
+    """The result that a figure shows, from a folder that a command wrote.
 
     Scores that lie beside a detector's manifest come as the ``UnitSet`` that the detector uses.
 
@@ -32,13 +35,15 @@ def read_result(figure: str, run: str | Path) -> LayerReport | UnitScores | Unit
     run = Path(run)
     if not run.is_dir():
         raise ArtefactError(
-            f"{run} is not a folder", "There is no run to draw from", "Give a folder that 'locate' or 'fit' wrote"
+            f"{run} is not a folder",
+            "There is no run to draw from",
+            "Give a folder that 'locate', 'fit', 'benchmark' or 'audit' wrote",
         )
     # 'demo' keeps its detector one folder down.
     for folder in (run, run / "detector"):
         path = folder / FIGURES[figure].reads
         if path.is_file():
-            return _read_layers(path) if path.name == "layers.json" else _read_scores(path)
+            return READERS[path.name](path)
     return None
 
 
@@ -46,6 +51,12 @@ def _read_layers(path: Path) -> LayerReport:
     from dna_probe.location import LayerReport
 
     return _parsed(path, "dna_probe.layers", LayerReport.from_json)
+
+
+def _read_benchmark(path: Path) -> BenchmarkResult:
+    from dna_probe.evaluation.results import BenchmarkResult
+
+    return _parsed(path, "dna_probe.benchmark", BenchmarkResult.from_json)
 
 
 def _read_scores(path: Path) -> UnitScores | UnitSet:
@@ -60,6 +71,20 @@ def _read_scores(path: Path) -> UnitScores | UnitSet:
     if stored is None:
         return scores
     return UnitSet.from_json(stored, scores)
+
+
+def _read_audit(path: Path) -> Audit:
+    from dna_probe.evaluation.audit import Audit
+
+    return _parsed(path, "dna_probe.audit", Audit.from_json)
+
+
+READERS: dict[str, Callable[[Path], Any]] = {
+    "layers.json": _read_layers,
+    "scores.json": _read_scores,
+    "results.json": _read_benchmark,
+    "audit.json": _read_audit,
+}
 
 
 def _parsed(path: Path, schema: str, read: Any) -> Any:

@@ -240,6 +240,12 @@ def test_figures_by_name_draw_what_the_functions_draw():
         "attention-shift": "layers.json",
         "layers": "layers.json",
         "scores": "scores.json",
+        "audit": "audit.json",
+        "few-shot": "results.json",
+        "generators": "results.json",
+        "robustness": "results.json",
+        "reliability": "results.json",
+        "roc": "results.json",
     }
     figure, axes = plots.FIGURES["layers"](make_report(), columns=2)
     assert isinstance(figure, Figure) and [ax.get_label() for ax in axes] == [
@@ -522,7 +528,7 @@ def test_results_are_found_in_the_folder_of_a_run(tmp_path):
     assert plots.read_result("attention-shift", tmp_path).layers == report.layers
     assert np.array_equal(plots.read_result("scores", tmp_path).score, scores.score)
     units = truncate(scores)
-    keys = ("backbone", "preprocessing", "units", "anchor", "arrays_sha256", "skipped", "provenance")
+    keys = ("backbone", "preprocessing", "equalisation", "units", "anchor", "arrays_sha256", "skipped", "provenance")
     manifest = dict.fromkeys(keys) | {"schema": "dna_probe.detector/1", "unit_set": units.to_json()}
     detector = tmp_path / "demo" / "detector"
     detector.mkdir(parents=True)
