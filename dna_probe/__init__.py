@@ -23,6 +23,8 @@ _HOMES = {
     "Options": "collection",
     "UnitScores": "scoring",
     "UnitSet": "truncation",
+    "audit": "evaluation.audit",
+    "evaluate": "evaluation.examination",
     "fit": "fitting",
     "load": "detector",
     "locate_layers": "location",
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from dna_probe.detector import Detector as Detector
     from dna_probe.detector import load as load
     from dna_probe.errors import DnaProbeError as DnaProbeError
+    from dna_probe.evaluation.audit import audit as audit
+    from dna_probe.evaluation.examination import evaluate as evaluate
     from dna_probe.fitting import fit as fit
     from dna_probe.images.layouts import read_images as read_images
     from dna_probe.images.probe_set import probe_set as probe_set

@@ -7,10 +7,15 @@ from collections.abc import Sequence
 
 import typer
 
+from dna_probe.cli.audit import audit
 from dna_probe.cli.backbones import backbones
+from dna_probe.cli.benchmark import benchmark
+from dna_probe.cli.compare import compare
 from dna_probe.cli.demo import demo
+from dna_probe.cli.evaluate import evaluate
 from dna_probe.cli.fit import fit
 from dna_probe.cli.locate import locate
+from dna_probe.cli.manifest import manifest
 from dna_probe.cli.plot import plot
 from dna_probe.cli.predict import predict
 from dna_probe.errors import DnaProbeError
@@ -26,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, locate, fit, predict, plot, backbones):
+for command in (demo, locate, fit, predict, evaluate, benchmark, compare, audit, manifest, plot, backbones):
     app.command()(command)
 
 

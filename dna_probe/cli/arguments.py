@@ -12,6 +12,8 @@ import typer
 if TYPE_CHECKING:
     from dna_probe.backbones.contract import Backbone
     from dna_probe.collection import Options
+    from dna_probe.images.sets import ImageSet
+    from dna_probe.images.views import Equalisation
 
 BackboneName = Annotated[
     str,
@@ -19,7 +21,7 @@ BackboneName = Annotated[
 ]
 Weights = Annotated[Path | None, typer.Option("--weights", help="Local weights: .safetensors, or .pth.")]
 RandomWeights = Annotated[bool, typer.Option("--random-weights", help="Untrained weights, as a control.")]
-Seed = Annotated[int, typer.Option("--seed", help="Seed of every draw.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Seed of every draw.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images in one forward pass.")]
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Threads that decode images.")]
@@ -27,6 +29,60 @@ Cache = Annotated[Path | None, typer.Option("--cache", help="Folder for features
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no table.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace --out if it is there.")]
+
+LayoutName = Annotated[
+    str, typer.Option("--layout", help="How DATA lies: auto finds out and says it; or a name such as genimage.")
+]
+Equalise = Annotated[
+    bool, typer.Option("--equalise", help="Give both classes one size, codec and quality first, and say what changed.")
+]
+EQUALISE_TO = "256,224,90"
+EqualiseTo = Annotated[
+    str, typer.Option("--equalise-to", help="Of --equalise: short side, centre crop and JPEG quality.")
+]
+TargetFpr = Annotated[
+    float | None, typer.Option("--target-fpr", help="Set the threshold for this share of reals called fake.")
+]
+
+
+def names(text: str) -> tuple[str, ...]:
+    """The parts of a list by comma."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def read_set(data: Path, layout: str, quiet: bool) -> ImageSet:
+    """The labelled images, and on standard error what was found, before anything runs."""
+    from dna_probe.images.layouts import read_images
+
+    images = read_images(data, layout=layout)
+    if not quiet:
+        typer.echo(f"found {images.layout}", err=True)
+        typer.echo(images.describe(), err=True)
+    return images
+
+
+def make_equalisation(wanted: bool, to: str) -> Equalisation | None:
+    from dna_probe.errors import DataError
+    from dna_probe.images.views import Equalisation
+
+    if not wanted and to == EQUALISE_TO:
+        return None
+    parts = names(to)
+    if len(parts) != 3 or not all(part.isdigit() for part in parts):
+        raise DataError(f"--equalise-to {to!r} is not understood", "", f"Give three whole numbers, like {EQUALISE_TO}")
+    return Equalisation(*map(int, parts))
+
+
+def equalise(images: ImageSet, treatment: Equalisation, workers: int, quiet: bool) -> ImageSet:
+    """The images equalised, and on standard error what that changed."""
+    from dna_probe.collection import progress_bar
+    from dna_probe.images.views import equalisation_report, equalise_set, unreadable
+
+    with progress_bar(len(images), not quiet) as advance:
+        made = equalise_set(images, treatment, workers, advance)
+    if not quiet:
+        typer.echo(repr(equalisation_report(images, made, treatment)), err=True)
+    return unreadable(made)
 
 
 def make_options(batch_size: int, workers: int, cache: Path | None, quiet: bool) -> Options:

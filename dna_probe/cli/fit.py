@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,10 @@ def fit(
     cut: Annotated[str, typer.Option(help="knee, top_k, fraction or fdr.")] = "knee",
     scope: Annotated[str, typer.Option(help="Cut one ranking of all units (global) or one per layer.")] = "global",
     classifier: Annotated[str, typer.Option(help="logistic, linear_svm, rbf_svm, lda or prototype.")] = "logistic",
+    target_fpr: shared.TargetFpr = None,
+    layout: shared.LayoutName = "auto",
+    equalise: shared.Equalise = False,
+    equalise_to: shared.EqualiseTo = shared.EQUALISE_TO,
     weights: shared.Weights = None,
     random_weights: shared.RandomWeights = False,
     seed: shared.Seed = 0,
@@ -35,11 +40,13 @@ def fit(
 ) -> None:
     """Fit a few-shot detector on the units that respond to forgery."""
     from dna_probe.fitting import fit as fit_detector
-    from dna_probe.images.layouts import read_images
     from dna_probe.storage import require_free
 
     require_free(out, overwrite)
-    images = read_images(data)
+    images = shared.read_set(data, layout, quiet)
+    treatment = shared.make_equalisation(equalise, equalise_to)
+    if treatment is not None:
+        images = shared.equalise(images, treatment, workers, quiet)
     model = shared.make_backbone(backbone, weights, device, random_weights)
     detector = fit_detector(
         model,
@@ -47,14 +54,16 @@ def fit(
         shots,
         layer or None,
         rule=rule,
-        kinds=[kind.strip() for kind in kinds.split(",")],
+        kinds=shared.names(kinds),
         scorer=scorer,
         cut=cut,
         scope=scope,
         classifier=classifier,
+        target_fpr=target_fpr,
         seed=seed,
         options=shared.make_options(batch_size, workers, cache, quiet),
     )
+    detector = replace(detector, equalisation=treatment)
     detector.save(out, overwrite)
     if json:
         shared.echo_json(summary(detector))

@@ -14,6 +14,7 @@ def locate(
     backbone: shared.BackboneName = "nano",
     rule: Annotated[str, typer.Option(help="transition, intersection, union, top_m, all or last.")] = "transition",
     out: Annotated[Path | None, typer.Option(help="Folder for layers.json, layers.csv and the figures.")] = None,
+    layout: shared.LayoutName = "auto",
     weights: shared.Weights = None,
     random_weights: shared.RandomWeights = False,
     seed: shared.Seed = 0,
@@ -26,7 +27,6 @@ def locate(
     json: shared.Json = False,
 ) -> None:
     """Find the layers where attention turns local and real and fake come apart."""
-    from dna_probe.images.layouts import read_images
     from dna_probe.images.probe_set import probe_set
     from dna_probe.layer_rules import require_rule
     from dna_probe.location import locate_layers
@@ -35,7 +35,7 @@ def locate(
     require_rule(rule)
     if out is not None:
         require_free(out, overwrite)
-    images = probe_set() if data is None else read_images(data)
+    images = probe_set() if data is None else shared.read_set(data, layout, quiet)
     model = shared.make_backbone(backbone, weights, device, random_weights)
     options = shared.make_options(batch_size, workers, cache, quiet)
     report = locate_layers(model, images, rule=rule, seed=seed, options=options)

@@ -8,10 +8,22 @@ import typer
 from dna_probe.cli import arguments as shared
 from dna_probe.errors import ArtefactError, unknown_name
 
+WRITERS = {
+    "layers.json": "'locate' or 'fit'",
+    "scores.json": "'fit'",
+    "results.json": "'benchmark'",
+    "audit.json": "'audit'",
+}
+
 
 def plot(
-    figure: Annotated[str, typer.Argument(help="attention-shift, layers or scores.")],
-    run: Annotated[Path, typer.Argument(help="Folder that 'locate', 'fit' or 'demo' wrote.")],
+    figure: Annotated[
+        str,
+        typer.Argument(
+            help="attention-shift, layers, scores, audit, few-shot, generators, robustness, reliability or roc."
+        ),
+    ],
+    run: Annotated[Path, typer.Argument(help="Folder that 'locate', 'fit', 'demo', 'audit' or 'benchmark' wrote.")],
     out: Annotated[Path, typer.Option(help="File to write: .pdf, .svg or .png.")],
     columns: Annotated[int | None, typer.Option(min=1, max=2, help="Width: 1 or 2 columns of a paper.")] = None,
     overwrite: shared.Overwrite = False,
@@ -27,7 +39,7 @@ def plot(
         raise ArtefactError(
             f"{run} holds nothing to draw {figure} from",
             "The folder has no such result",
-            "Give a folder that 'locate' or 'fit' wrote",
+            f"Give a folder that {WRITERS[plots.FIGURES[figure].reads]} wrote",
         )
     drawn, _ = draw(result) if columns is None else draw(result, columns=columns)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -213,7 +213,9 @@ def test_a_users_mistake_is_one_line_and_status_2(arguments, message, capsys, da
         pytest.skip("this machine has CUDA")
     status, out, err = run(capsys, *(a.format(**places) for a in arguments))
     assert status == 2 and message in err and "Traceback" not in err
-    assert len(err.strip().splitlines()) == 1 and not out
+    # Before it, what was found of the data may be told.
+    said = [line for line in err.splitlines() if line.startswith("dna-probe: ")]
+    assert len(said) == 1 and err.strip().endswith(said[0]) and message in said[0] and not out
     assert not (tmp_path / "out").exists() and sorted(p.name for p in data.rglob("*")) == before
 
 
