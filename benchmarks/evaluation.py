@@ -28,8 +28,14 @@ RUNS = {
         *("--protocol", "few-shot", "--equalise", "--shots", "50", "--draws", "10", "--target-fpr", "0.05"),
         *("--methods", "dna,last-linear,all-layers,rine"),
     ],
-    "leave-one-generator-out": ["--protocol", "leave-one-generator-out", "--equalise"],
-    "cross-set": ["--protocol", "cross-set", "--equalise", "--shots", "50", "--draws", "5"],
+    "leave-one-generator-out": [
+        *("--protocol", "leave-one-generator-out", "--equalise", "--draws", "5"),
+        *("--methods", "dna,last-linear,best-layer,all-layers,rine,random-units,metadata,thumbnail"),
+    ],
+    "cross-set": [
+        *("--protocol", "cross-set", "--equalise", "--shots", "50", "--draws", "5"),
+        *("--methods", "dna,last-linear,best-layer,all-layers,rine,knn,random-units,metadata,thumbnail"),
+    ],
     "robustness": ["--protocol", "robustness", "--equalise", "--methods", "dna,last-linear,best-layer,all-layers,rine"],
 }
 

@@ -27,12 +27,12 @@ def benchmark(
         typer.Option(help="few-shot, leave-one-generator-out, cross-set, train-test, temporal or robustness."),
     ] = "few-shot",
     test: Annotated[list[Path] | None, typer.Option(help="Data set that cross-set tests on; repeatable.")] = None,
-    methods: Annotated[str, typer.Option(help="By comma; 'all' is every method.")] = "all",
+    methods: Annotated[str, typer.Option(help="By comma, such as dna,last-linear; 'all' is every one.")] = "all",
     shots: Annotated[
-        str | None, typer.Option(help="Images per class, by comma, or all.  [default: by protocol]")
+        str | None, typer.Option(help="Images per class, by comma, or all; left out, by protocol.")
     ] = None,
     draws: Annotated[
-        int | None, typer.Option(min=1, help="Repetitions with other images.  [default: by protocol]")
+        int | None, typer.Option(min=1, help="Repetitions with other images; left out, by protocol.")
     ] = None,
     train_on: Annotated[str, typer.Option(help="each generator, a mix of all, or names by comma, mixed.")] = "each",
     test_fraction: Annotated[float, typer.Option(help="Share of the groups that each draw holds out.")] = 0.5,

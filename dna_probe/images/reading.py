@@ -5,9 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import struct
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +16,7 @@ from PIL import Image, ImageCms, UnidentifiedImageError
 from dna_probe.errors import DataError
 from dna_probe.images.preprocessing import Preprocessing as Preprocessing
 from dna_probe.images.sources import StoredImage, is_stored
+from dna_probe.images.threads import in_order
 
 if TYPE_CHECKING:
     import torch
@@ -167,7 +166,8 @@ def load_batches(
         except UnreadableImage as error:
             return error
 
-    return _batches(_in_order(load, len(sources), workers, batch_size), preprocessing.input_size, batch_size)
+    loaded = in_order(load, len(sources), workers, batch_size)
+    return _batches(loaded, preprocessing.input_size, batch_size)
 
 
 def _batches(loaded: Iterator[np.ndarray | UnreadableImage], input_size: tuple[int, int], batch_size: int):
@@ -186,23 +186,6 @@ def _batches(loaded: Iterator[np.ndarray | UnreadableImage], input_size: tuple[i
     if rows or failures:
         pixels = np.stack(rows) if rows else np.zeros((0, 3, *input_size), np.float32)
         yield Batch(index, pixels, failures)
-
-
-def _in_order(load, count: int, workers: int, batch_size: int) -> Iterator[np.ndarray | UnreadableImage]:
-    if workers == 0:
-        yield from map(load, range(count))
-        return
-    pending: deque[Future] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="dna-probe-reader")
-    try:
-        for position in range(count):
-            pending.append(pool.submit(load, position))
-            if len(pending) >= batch_size + 2 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _decode(source: str | Path | bytes | bytearray, name: str, max_pixels: int) -> Image.Image:

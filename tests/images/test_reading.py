@@ -372,7 +372,7 @@ def test_read_ahead_is_bounded_and_memory_is_freed():
 
 def test_threads_end_with_the_iterator_and_other_errors_go_through():
     def readers():
-        return [thread for thread in threading.enumerate() if thread.name.startswith("dna-probe-reader")]
+        return [thread for thread in threading.enumerate() if thread.name.startswith("dna-probe-images")]
 
     batches = load_batches([np.zeros((10, 10), np.uint8)] * 100, SMALL, batch_size=2, workers=2)
     next(batches)
