@@ -71,7 +71,7 @@ class BenchmarkResult:
         """The inverse of ``to_json``.
 
         Raises:
-            ArtefactError: not a benchmark's result, or written by a newer version.
+            ArtefactError: not a benchmark's result, or written by a newer version. KeyError: a part is missing.
         """
         kind, _, version = str(data.get("schema", "")).partition("/")
         if kind != "dna_probe.benchmark" or not version.isdigit():
@@ -79,8 +79,6 @@ class BenchmarkResult:
         if int(version) > SCHEMA:
             raise ArtefactError("This result was written by a newer dna_probe", f"Its schema is {version}", "Upgrade")
         names = ("summary", "by_generator", "reliability", "roc")
-        if missing := {"protocol", "settings", "data", "versions", *names} - set(data):
-            raise ArtefactError("This result is damaged", f"It lacks {', '.join(sorted(missing))}", "Run it again")
         parts = {name: data[name] for name in names}
         return cls({name: value for name, value in data.items() if name not in parts}, **parts)
 
@@ -114,7 +112,10 @@ def read_results(folder: str | Path) -> BenchmarkResult:
         raise ArtefactError(f"{path} is damaged", str(error), "Run the benchmark again") from error
     if not isinstance(data, dict):
         raise ArtefactError(f"{path} is damaged", "It is not an object", "Run the benchmark again")
-    return BenchmarkResult.from_json(data)
+    try:
+        return BenchmarkResult.from_json(data)
+    except KeyError as error:
+        raise ArtefactError(f"{path} is damaged", f"It lacks {error}", "Run the benchmark again") from error
 
 
 @dataclass(frozen=True, eq=False)

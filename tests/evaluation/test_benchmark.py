@@ -13,7 +13,7 @@ from dna_probe.errors import ArtefactError, DataError, DnaProbeError
 from dna_probe.evaluation import harness, methods
 from dna_probe.evaluation.comparison import compare
 from dna_probe.evaluation.harness import benchmark
-from dna_probe.evaluation.methods import METHODS, Judgement, Method, View
+from dna_probe.evaluation.methods import METHODS, DnaSettings, Judgement, Method, View
 from dna_probe.evaluation.outcomes import CellOutcome
 from dna_probe.evaluation.preparation import Settings, read_release_dates
 from dna_probe.evaluation.protocols import Plan
@@ -343,3 +343,29 @@ def test_results_of_another_kind_or_version_are_refused():
         BenchmarkResult.from_json({"schema": "dna_probe.layers/1"})
     with pytest.raises(ArtefactError, match="newer"):
         BenchmarkResult.from_json({"schema": "dna_probe.benchmark/99"})
+
+
+def test_a_result_that_lacks_a_part_is_damaged(tmp_path):
+    (tmp_path / "results.json").write_text('{"schema": "dna_probe.benchmark/1", "summary": []}')
+    with pytest.raises(ArtefactError, match=r"results.json is damaged. It lacks 'by_generator'"):
+        read_results(tmp_path)
+
+
+class TestWhatCannotBeFitted:
+    def test_a_method_left_with_nothing_says_so_and_the_run_goes_on(self, backbone, tmp_path):
+        """One image of each class is no evidence against any unit, so a false discovery rate keeps none."""
+        settings = Settings(
+            methods=QUICK, plan=Plan(shots=(1,), draws=1), dna=DnaSettings(scorer="cohens_d", cut="fdr")
+        )
+        run = benchmark(backbone, make_set(), settings=settings, state=tmp_path)
+        rows = {row["method"]: row for row in run.result.summary if not row["seen"]}
+        assert rows["dna"]["metrics"]["auc"]["value"] == 0.5 and rows["dna"]["metrics"]["unsure_share"]["value"] == 1
+        assert rows["last-linear"]["metrics"]["auc"]["value"] > 0
+        assert any("dna: No unit is left" in note for note in run.result.info["notes"])
+
+    def test_unlabelled_images_are_left_out(self, backbone, tmp_path):
+        data = make_set()
+        labels = data.labels.copy()
+        labels[[0, -1]] = -1
+        run = benchmark(backbone, dataclasses.replace(data, labels=labels), settings=quick(draws=1), state=tmp_path)
+        assert len(run.bench.images) == len(data) - 2
