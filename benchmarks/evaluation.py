@@ -29,7 +29,7 @@ RUNS = {
         *("--methods", "dna,last-linear,all-layers,rine"),
     ],
     "leave-one-generator-out": [
-        *("--protocol", "leave-one-generator-out", "--equalise", "--draws", "5"),
+        *("--protocol", "leave-one-generator-out", "--equalise", "--draws", "2"),
         *("--methods", "dna,last-linear,best-layer,all-layers,rine,random-units,metadata,thumbnail"),
     ],
     "cross-set": [
