@@ -19,7 +19,8 @@ from rich.table import Table
 
 import dna_probe
 from dna_probe.backbones import open_backbone
-from dna_probe.collection import LinearHead, Options, collect_gradients, collect_moments, site_gradients
+from dna_probe.collection import Options, collect_moments
+from dna_probe.gradients import LinearHead, collect_gradients, site_gradients
 from dna_probe.images.sampling import draw_shots
 from dna_probe.images.sets import ImageSet
 from dna_probe.location import collect_layer_features, layer_reading

@@ -21,18 +21,24 @@ _HOMES = {
     "ImageSet": "images.sets",
     "LayerReport": "location",
     "Options": "collection",
+    "Selectivity": "selectivity",
+    "Stability": "stability",
     "UnitScores": "scoring",
     "UnitSet": "truncation",
+    "Verification": "verification",
     "audit": "evaluation.audit",
     "evaluate": "evaluation.examination",
     "fit": "fitting",
     "load": "detector",
     "locate_layers": "location",
+    "measure_selectivity": "selectivity",
+    "measure_stability": "stability",
     "open_backbone": "backbones",
     "probe_set": "images.probe_set",
     "read_images": "images.layouts",
     "score_units": "scoring",
     "truncate": "truncation",
+    "verify": "verification",
 }
 
 __all__ = [*_HOMES, "plots"]
@@ -56,8 +62,14 @@ if TYPE_CHECKING:
     from dna_probe.location import locate_layers as locate_layers
     from dna_probe.scoring import UnitScores as UnitScores
     from dna_probe.scoring import score_units as score_units
+    from dna_probe.selectivity import Selectivity as Selectivity
+    from dna_probe.selectivity import measure_selectivity as measure_selectivity
+    from dna_probe.stability import Stability as Stability
+    from dna_probe.stability import measure_stability as measure_stability
     from dna_probe.truncation import UnitSet as UnitSet
     from dna_probe.truncation import truncate as truncate
+    from dna_probe.verification import Verification as Verification
+    from dna_probe.verification import verify as verify
 
 
 def __getattr__(name: str) -> Any:

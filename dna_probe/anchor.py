@@ -15,9 +15,13 @@ import numpy as np
 from dna_probe.errors import DataError, unknown_name
 from dna_probe.moments import require_finite
 from dna_probe.probing import PROBE_C, folds, linear_probe, out_of_fold_scores
+from dna_probe.whitening import WhitenedProbes
 
 ERROR_RATE = 0.1
 STRENGTHS = (0.0005, 0.002, 0.01, 0.05, 0.2)
+
+
+Widths = Sequence[int] | None
 
 
 def _svm(kernel: str, c: float, seed: int) -> Any:
@@ -28,7 +32,7 @@ def _svm(kernel: str, c: float, seed: int) -> Any:
     return make_pipeline(StandardScaler(), SVC(C=c, kernel=kernel, class_weight="balanced", random_state=seed))
 
 
-def _lda(c: float, seed: int) -> Any:
+def _lda() -> Any:
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
@@ -37,7 +41,7 @@ def _lda(c: float, seed: int) -> Any:
     return make_pipeline(StandardScaler(), lda)
 
 
-def _prototype(c: float, seed: int) -> Any:
+def _prototype() -> Any:
     from sklearn.metrics.pairwise import euclidean_distances
     from sklearn.neighbors import NearestCentroid
     from sklearn.pipeline import make_pipeline
@@ -57,13 +61,15 @@ def _prototype(c: float, seed: int) -> Any:
     return make_pipeline(StandardScaler(), NearestMean(priors="uniform"))
 
 
-# Name -> how to build it from a strength, and the strengths to choose from (none where there is nothing to choose).
-CLASSIFIERS: dict[str, tuple[Callable[[float, int], Any], tuple[float, ...]]] = {
-    "logistic": (linear_probe, STRENGTHS),
-    "linear_svm": (lambda c, seed: _svm("linear", c, seed), STRENGTHS),
-    "rbf_svm": (lambda c, seed: _svm("rbf", c, seed), (0.1, 0.5, 2.0, 8.0)),
-    "lda": (_lda, ()),
-    "prototype": (_prototype, ()),
+# Name -> how to build it from a strength, a seed and the units of each reading, and the strengths to choose from (none
+# where there is nothing to choose).
+CLASSIFIERS: dict[str, tuple[Callable[[float, int, Widths], Any], tuple[float, ...]]] = {
+    "whitened": (lambda c, seed, widths: WhitenedProbes(widths, c, seed), ()),
+    "logistic": (lambda c, seed, widths: linear_probe(c, seed), STRENGTHS),
+    "linear_svm": (lambda c, seed, widths: _svm("linear", c, seed), STRENGTHS),
+    "rbf_svm": (lambda c, seed, widths: _svm("rbf", c, seed), (0.1, 0.5, 2.0, 8.0)),
+    "lda": (lambda c, seed, widths: _lda(), ()),
+    "prototype": (lambda c, seed, widths: _prototype(), ()),
 }
 
 
@@ -150,11 +156,14 @@ class AnchorClassifier:
     """A scikit-learn style classifier whose fitted state is a handful of arrays, so that it is stored without pickle.
 
     Args:
-        kind: ``logistic`` (standardised logistic regression), ``linear_svm``, ``rbf_svm``, ``lda`` (Ledoit-Wolf
+        kind: ``whitened`` (one logistic probe per reading, content discounted, averaged; see ``whitening``),
+            ``logistic`` (standardised logistic regression), ``linear_svm``, ``rbf_svm``, ``lda`` (Ledoit-Wolf
             shrinkage) or ``prototype`` (nearest class mean).
         strength: inverse shrinkage C; None chooses it by grouped cross-validation.
         error_rate: share of each class that the band of confident verdicts may get wrong; sets the unsure band.
         target_fpr: false positive rate that the threshold is set for; None puts it at a probability of one half.
+        widths: how many of the units belong to each reading, in order, which ``whitened`` asks for; None takes them as
+            one.
 
     After ``fit``: ``classes_``, ``strength_``, ``calibration_``, ``out_of_fold_`` (calibrated probabilities of the
     training images, each from a classifier that did not see its group; NaN where there were too few groups).
@@ -162,16 +171,17 @@ class AnchorClassifier:
 
     def __init__(
         self,
-        kind: str = "logistic",
+        kind: str = "whitened",
         strength: float | None = None,
         error_rate: float = ERROR_RATE,
         random_state: int = 0,
         target_fpr: float | None = None,
+        widths: Widths = None,
     ):
         if kind not in CLASSIFIERS:
             raise unknown_name("classifier", kind, CLASSIFIERS)
         self.kind, self.strength, self.error_rate, self.random_state = kind, strength, error_rate, random_state
-        self.target_fpr = target_fpr
+        self.target_fpr, self.widths = target_fpr, widths
         self.classes_ = np.array([0, 1])
 
     @property
@@ -194,11 +204,13 @@ class AnchorClassifier:
         labels: np.ndarray,
         groups: Sequence[str] | None = None,
         cross_fitted: np.ndarray | None = None,
+        counted: np.ndarray | None = None,
     ) -> AnchorClassifier:
         """Fit on (n, units).
 
         Args:
             groups: images of one group share a fold; None makes every image its own group.
+            counted: which rows the calibration counts, (n,) bool; views of an image are not images of their own.
             cross_fitted: decision values of the training images from classifiers that did not see them, where the
                 caller cross-fitted more than this classifier (the selection of units, say); None cross-fits here.
 
@@ -207,11 +219,12 @@ class AnchorClassifier:
         """
         values, labels = np.asarray(values, dtype=np.float64), np.asarray(labels)
         groups = [str(i) for i in range(len(labels))] if groups is None else groups
+        counted = np.ones(len(labels), bool) if counted is None else counted
         if set(np.unique(labels)) != {0, 1}:
             raise DataError("The classifier needs images of both classes", fix="Give real (0) and fake (1) images")
         require_finite(values, "activation")
         self.strength_ = self.choose_strength(values, labels, groups)
-        self._arrays = _export(self._build(self.strength_).fit(values, labels))
+        self._arrays = _export(self.build().fit(values, labels))
         if cross_fitted is None:
             cross_fitted = self.cross_fit(values, labels, groups)
         if cross_fitted is None:
@@ -220,7 +233,9 @@ class AnchorClassifier:
             self.calibration_ = Calibration.on_own_scores(self.decision_function(values), labels)
             self.out_of_fold_ = np.full(len(labels), np.nan)
             return self
-        self.calibration_ = Calibration.on_cross_fitted(cross_fitted, labels, self.error_rate, self.target_fpr)
+        self.calibration_ = Calibration.on_cross_fitted(
+            cross_fitted[counted], labels[counted], self.error_rate, self.target_fpr
+        )
         self.out_of_fold_ = self.calibration_.probability(cross_fitted)
         return self
 
@@ -237,7 +252,7 @@ class AnchorClassifier:
         auc = np.zeros((len(strengths), len(pairs)))
         for i, strength in enumerate(strengths):
             for j, (train, test) in enumerate(pairs):
-                scores = self._build(strength).fit(values[train], labels[train]).decision_function(values[test])
+                scores = self.build(strength).fit(values[train], labels[train]).decision_function(values[test])
                 auc[i, j] = roc_auc_score(labels[test], scores) if len(np.unique(labels[test])) == 2 else np.nan
         mean = np.nanmean(auc, axis=1)
         best = int(np.argmax(mean))
@@ -246,12 +261,12 @@ class AnchorClassifier:
 
     def fit_decision(self, values: np.ndarray, labels: np.ndarray, others: np.ndarray) -> np.ndarray:
         """Decision values of other images from the bare classifier, without calibration, (m,)."""
-        return np.asarray(self._build(self.strength or PROBE_C).fit(values, labels).decision_function(others))
+        return np.asarray(self.build(self.strength or PROBE_C).fit(values, labels).decision_function(others))
 
     def cross_fit(self, values: np.ndarray, labels: np.ndarray, groups: Sequence[str]) -> np.ndarray | None:
         """Out-of-fold decision values, (n,), or None where a class has fewer than two groups."""
         pairs = folds(labels, groups, seed=self.random_state)
-        return out_of_fold_scores(values, labels, pairs, self._build(self.strength_)) if pairs else None
+        return out_of_fold_scores(values, labels, pairs, self.build()) if pairs else None
 
     def decision_function(self, values: np.ndarray) -> np.ndarray:
         """Signed distance, larger is more fake, (n,)."""
@@ -296,12 +311,16 @@ class AnchorClassifier:
         anchor._arrays = dict(arrays)
         return anchor
 
-    def _build(self, strength: float) -> Any:
-        return CLASSIFIERS[self.kind][0](strength, self.random_state)
+    def build(self, strength: float | None = None) -> Any:
+        """An unfitted estimator of this kind; the strength is the one chosen, unless another is given."""
+        return CLASSIFIERS[self.kind][0](strength or self.strength_, self.random_state, self.widths)
 
 
 def _export(pipeline: Any) -> dict[str, np.ndarray]:
     """The fitted pipeline as arrays: a linear map on standardised units, or the support vectors of an RBF machine."""
+    if isinstance(pipeline, WhitenedProbes):
+        linear = {"mean": pipeline.mean_, "scale": pipeline.scale_, "weight": pipeline.coef_[0]}
+        return {name: np.ascontiguousarray(values) for name, values in linear.items()} | {"bias": pipeline.intercept_}
     scaler, model = pipeline[0], pipeline[-1]
     arrays = {"mean": scaler.mean_, "scale": scaler.scale_}
     if hasattr(model, "centroids_"):

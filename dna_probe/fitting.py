@@ -3,36 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dna_probe.anchor import AnchorClassifier, require_resolvable
-from dna_probe.collection import Features, Gradients, Options, collect_features
+from dna_probe.anchor import CLASSIFIERS, AnchorClassifier, require_resolvable
+from dna_probe.collection import Features, Options, collect_features
 from dna_probe.detector import Detector
-from dna_probe.errors import DnaProbeError
-from dna_probe.images.layouts import read_images
+from dna_probe.errors import DnaProbeError, unknown_name
+from dna_probe.images.layouts import read_images, read_unlabelled
+from dna_probe.images.processed import DEFAULT_VIEWS, process, require_views
 from dna_probe.images.reading import content_hash
 from dna_probe.images.sampling import draw_shots, require_two_classes
-from dna_probe.images.sets import UNLABELLED
+from dna_probe.images.sets import REAL, UNLABELLED, ImageSet, join
+from dna_probe.images.sources import EncodedImage
 from dna_probe.images.views import Equalisation, equalise_set
 from dna_probe.layer_rules import require_rule
-from dna_probe.location import LayerReport, bounded, collect_layer_features, layer_reading, report_layers
+from dna_probe.location import LayerReport, bounded, collect_layer_features, report_layers
 from dna_probe.probing import folds, small_fits
+from dna_probe.scorers import Sensitivity, require_scorer
 from dna_probe.scoring import (
     DEFAULT_KINDS,
     RESAMPLES,
-    SCORERS,
     collect_evidence,
+    head_readings,
     readings_of,
     reference_head,
-    require_scorer,
+    require_kinds,
     score_features,
 )
 from dna_probe.sites import Reading
-from dna_probe.truncation import UnitSet, require_cut, truncate
+from dna_probe.truncation import UnitSet, needs_resamples, require_cut, truncate
 
+
+@dataclass(frozen=True)
+class DnaSettings:
+    """How a detector is fitted, by name; the defaults are those of ``fit`` and of the command line.
+
+    Attributes:
+        rule, kinds, scorer, cut, scope, classifier, views: see ``fit``.
+        parameters: of the cut, as (name, value).
+    """
+
+    rule: str = "transition"
+    kinds: tuple[str, ...] = DEFAULT_KINDS
+    scorer: str = "whitened"
+    cut: str = "knee"
+    scope: str = "global"
+    classifier: str = "whitened"
+    views: tuple[str, ...] = DEFAULT_VIEWS
+    parameters: tuple[tuple[str, float], ...] = ()
+
+    def check(self) -> None:
+        """Raises ``DnaProbeError``, with near matches, for a mistyped name."""
+        require_rule(self.rule)
+        require_kinds(self.kinds)
+        require_scorer(self.scorer)
+        require_cut(self.cut, self.scope)
+        require_views(self.views)
+        if self.classifier not in CLASSIFIERS:
+            raise unknown_name("classifier", self.classifier, CLASSIFIERS)
+
+
+DEFAULTS = DnaSettings()
 # Enough of a SHA-256 to recognise an image that was trained on.
 HASH_DIGITS = 16
 
@@ -43,12 +78,14 @@ def fit(
     shots: int | None = None,
     layers: LayerReport | Sequence[str] | None = None,
     *,
-    rule: str = "transition",
-    kinds: Sequence[str] = DEFAULT_KINDS,
-    scorer: str = "triadic",
-    cut: str = "knee",
-    scope: str = "global",
-    classifier: str = "logistic",
+    rule: str = DEFAULTS.rule,
+    kinds: Sequence[str] = DEFAULTS.kinds,
+    scorer: str = DEFAULTS.scorer,
+    cut: str = DEFAULTS.cut,
+    scope: str = DEFAULTS.scope,
+    classifier: str = DEFAULTS.classifier,
+    views: Sequence[str] = DEFAULTS.views,
+    reals: Any = None,
     target_fpr: float | None = None,
     equalisation: Equalisation | None = None,
     seed: int = 0,
@@ -65,6 +102,9 @@ def fit(
             locates them on the training images.
         rule, kinds, scorer, cut, scope, classifier: names, see ``layer_rules``, ``scoring``, ``truncation`` and
             ``anchor``; ``cut_parameters`` go to the cut.
+        views: processed views that join each training image, see ``images.processed``; none with ``()``.
+        reals: more real images, beyond the shots: a folder, paths, or images in memory. They need no fakes beside them,
+            and tell what real images differ in, which is no evidence of forgery.
         target_fpr: false positive rate that the threshold is set for; None puts it at a probability of one half.
         equalisation: treatment that takes size, codec and quality out of the images before anything looks at them;
             the detector stores it and treats new images alike.
@@ -80,9 +120,9 @@ def fit(
     from dna_probe.backbones import open_backbone
 
     # Names first: a slip must not cost the forward passes.
-    require_rule(rule)
-    require_scorer(scorer)
-    require_cut(cut, scope)
+    parameters = tuple(cut_parameters.items())
+    settings = DnaSettings(rule, tuple(kinds), scorer, cut, scope, classifier, tuple(views), parameters)
+    settings.check()
     anchor = AnchorClassifier(classifier, random_state=seed, target_fpr=target_fpr)
     backbone = open_backbone(model)
     images = read_images(data)
@@ -93,21 +133,29 @@ def fit(
         require_two_classes(images)
     if shots is not None:
         images = draw_shots(images, shots, seed)
+    if reals is not None:
+        more = real_images(reals)
+        images = join([images, more if equalisation is None else equalise_set(more, equalisation)], images.origin)
     if target_fpr is not None:
         require_resolvable(target_fpr, int((images.labels == 0).sum()))
-    last = layer_reading(backbone.layers[-1])
+    layer_features: Features | None = None
     if layers is None:
         layer_features = collect_layer_features(backbone, bounded(images, seed), options)
         layers = report_layers(backbone, layer_features, rule=rule, seed=seed)
-    elif SCORERS[scorer].needs_gradients:
-        layer_features = collect_features(backbone, bounded(images, seed), [last], options=options)
     names = layers.selected if isinstance(layers, LayerReport) else list(layers)
     readings = readings_of(backbone, names, kinds)
-    head = reference_head(layer_features, last, seed) if SCORERS[scorer].needs_gradients else None
-    features, gradients = collect_evidence(backbone, images, readings, head, options)
+    at = head_readings(backbone, readings, scorer)
+    if at and layer_features is None:
+        layer_features = collect_features(backbone, bounded(images, seed), at, options=options)
+    heads = [reference_head(layer_features, reading, seed) for reading in at if layer_features]
+    features, gradients = collect_evidence(backbone, images, readings, heads, scorer, options)
+    processed = [
+        collect_features(backbone, process(features.images, view, backbone.preprocessing), readings, options=options)
+        for view in views
+    ]
     labels = features.images.labels
     origin = {"backbone": backbone.identity(), "data": features.images.fingerprint()}
-    found = fit_units(features, readings, gradients, anchor, scorer, cut, scope, origin, RESAMPLES, cut_parameters)
+    found = fit_units(features, readings, gradients, anchor, settings, processed, origin, RESAMPLES)
     return Detector(
         backbone=backbone,
         units=tuple(found.unit_set.units),
@@ -127,12 +175,28 @@ def fit(
             "kinds": list(kinds),
             "scorer": scorer,
             "classifier": classifier,
+            "views": list(views),
             "shots": shots,
             "seed": seed,
             "out_of_fold_auc": found.out_of_fold_auc,
             "versions": versions(),
         },
     )
+
+
+def real_images(given: Any) -> ImageSet:
+    """Unlabelled images taken as real: a folder, files, globs, or images in memory; each is a group of its own.
+
+    Raises:
+        DataError: nothing there.
+    """
+    if isinstance(given, ImageSet):
+        return given
+    listed = list(given) if isinstance(given, list | tuple) else [given]
+    if all(isinstance(one, str | Path) for one in listed):
+        listed = list(read_unlabelled(listed))
+    groups = tuple(f"real images/{position}" for position in range(len(listed)))
+    return ImageSet(tuple(listed), np.full(len(listed), REAL), groups=groups, origin="more real images")
 
 
 @dataclass(frozen=True)
@@ -150,67 +214,83 @@ class FittedUnits:
     out_of_fold_auc: float | None
 
 
+def stack(features: Features, processed: Sequence[Features]) -> Features:
+    """Features of images, then of each view of them, as one set, in which the views of an image share its name."""
+    images, times = features.images, 1 + len(processed)
+    # By name alone: images in memory are called by their place, which changes in a subset.
+    named = replace(images, images=tuple(EncodedImage(name, b"") for name in images.names))
+    rows = named.subset(np.tile(np.arange(len(images)), times))
+    values = [part.values for part in (features, *processed)]
+    common = set(values[0]).intersection(*values)
+    return Features(rows, {name: np.concatenate([part[name] for part in values]) for name in common}, {})
+
+
 def fit_units(
     features: Features,
     readings: Sequence[Reading],
-    gradients: Gradients | None,
+    sensitivity: Sensitivity | None,
     anchor: AnchorClassifier,
-    scorer: str = "triadic",
-    cut: str = "knee",
-    scope: str = "global",
+    settings: DnaSettings = DEFAULTS,
+    processed: Sequence[Features] = (),
     provenance: Mapping[str, Any] | None = None,
-    resamples: int = RESAMPLES,
-    cut_parameters: Mapping[str, float] | None = None,
+    resamples: int = 0,
+    calibrate: bool = True,
 ) -> FittedUnits:
     """The part of ``fit`` behind the forward passes: score, cut, and fit the classifier given, on features at hand.
 
     Args:
-        resamples: draws for the spread of the knee; none of them changes the units.
+        processed: the same images under each view.
+        resamples: draws for the spread of the knee; but for the cut ``stable``, none of them changes the units.
+        calibrate: cross-fit the training images for probabilities and a threshold; most of the time goes there.
 
     Raises:
         DnaProbeError: no unit left. NumericalError: a score is not finite.
     """
     from sklearn.metrics import roc_auc_score
 
-    seed = anchor.random_state
-    scores = score_features(features, readings, scorer, gradients, seed, provenance, resamples)
-    unit_set = truncate(scores, cut, scope, **(cut_parameters or {}))
-    if not len(unit_set):
-        raise DnaProbeError(f"No unit is left: {unit_set.reason}", fix="Use another cut, for example 'fraction'")
-    values, labels, groups = features.of(readings), features.images.labels, features.images.groups
+    rows, seed = stack(features, processed), anchor.random_state
+    counted = np.arange(len(rows.images)) < len(features.images)
+    values, labels, groups = rows.of(readings), rows.images.labels, rows.images.groups
     with small_fits():
+        unit_set = choose_units(rows, readings, sensitivity, settings, seed, resamples, provenance)
+        if not len(unit_set):
+            raise DnaProbeError(f"No unit is left: {unit_set.reason}", fix="Use another cut, for example 'fraction'")
+        anchor.widths = unit_set.widths
         anchor.strength = anchor.choose_strength(values[:, unit_set.mask], labels, groups)
-        cross_fitted = _cross_fit(features, readings, gradients, anchor, unit_set)
-        anchor.fit(values[:, unit_set.mask], labels, groups, cross_fitted)
-    auc = None if cross_fitted is None else float(roc_auc_score(labels, cross_fitted))
+        # Of one group there are no folds.
+        groups = groups if calibrate else ("all",) * len(labels)
+        pairs = folds(labels, groups, seed=seed)
+        crossed = np.zeros(len(labels))
+        for train, test in pairs:
+            found = choose_units(rows.subset(train), readings, sensitivity, settings, seed)
+            # A fold in which nothing passes the cut is read through the units of the whole set.
+            found = found if len(found) else unit_set
+            fitted = AnchorClassifier(anchor.kind, anchor.strength, random_state=seed, widths=found.widths)
+            inside, outside = values[train][:, found.mask], values[test][:, found.mask]
+            crossed[test] = fitted.fit_decision(inside, labels[train], outside)
+        anchor.fit(values[:, unit_set.mask], labels, groups, crossed if pairs else None, counted)
+    auc = float(roc_auc_score(labels[counted], crossed[counted])) if pairs else None
     return FittedUnits(anchor, unit_set, auc)
 
 
-def _cross_fit(
-    features: Features,
+def choose_units(
+    rows: Features,
     readings: Sequence[Reading],
-    gradients: Gradients | None,
-    anchor: AnchorClassifier,
-    unit_set: UnitSet,
-) -> np.ndarray | None:
-    """Decision values of each training image from units and a classifier chosen without its group, (n,)."""
-    images, values, seed = features.images, features.of(readings), anchor.random_state
-    scorer = unit_set.scores.scorer
-    scores = np.zeros(len(images))
-    pairs = folds(images.labels, images.groups, seed=seed)
-    for train, test in pairs:
-        part = features.subset(train)
-        mask = truncate(
-            score_features(part, readings, scorer, gradients, seed, resamples=0),
-            unit_set.cut,
-            unit_set.scope,
-            **unit_set.parameters,
-        ).mask
-        # A fold in which nothing passes the cut is read through the units of the whole set.
-        mask = mask if mask.any() else unit_set.mask
-        fitted = AnchorClassifier(anchor.kind, anchor.strength, random_state=seed)
-        scores[test] = fitted.fit_decision(values[train][:, mask], images.labels[train], values[test][:, mask])
-    return scores if pairs else None
+    sensitivity: Sensitivity | None,
+    settings: DnaSettings,
+    seed: int = 0,
+    resamples: int = 0,
+    provenance: Mapping[str, Any] | None = None,
+) -> UnitSet:
+    """Score and cut; there may be no unit left.
+
+    Args:
+        rows: of images and their views, see ``stack``.
+    """
+    if needs_resamples(settings.cut):
+        resamples = max(resamples, RESAMPLES)
+    scores = score_features(rows, readings, settings.scorer, sensitivity, seed, provenance, resamples)
+    return truncate(scores, settings.cut, settings.scope, **dict(settings.parameters))
 
 
 def versions() -> dict[str, str]:

@@ -1,197 +1,46 @@
 """Score units: how much does each respond to forgery?
 
-The triadic score (DNA, arXiv 2601.22515, in the form third parties give it) is |mean gradient x mean activation x probe
-weight|. Its body is not fully published, so the open parts are variants with names:
-
-``triadic``
-    Default. Gradient of the logit of a *reference head*, a linear probe on the network's last layer, carried back
-    through the network; activation as the standardised difference of the class means; weight of the layer's own
-    probe. All three are in units of one standard deviation of the unit, so that layers compare.
-``triadic_raw``
-    The same head, with the mean activation as it is and no standardisation.
-``triadic_loss``
-    The gradient of the head's cross-entropy in place of its logit.
-``triadic_own``
-    The gradient of the layer's own probe. For a linear probe it is proportional to the probe weight, so the ranking
-    is that of activation x weight^2: the gradient adds nothing.
-``triadic_absolute``
-    Mean |gradient| x mean |activation| x |weight|, standardised.
-
-Single factors, as controls and for ablation: ``cohens_d``, ``auroc``, ``weight``, ``activation``, ``gradient``,
-``gradient_x_activation``, ``real_variance``, ``random``.
+Features of the located layers are collected, with the gradients or attributions that the scorer asks for, and the
+scorer (``dna_probe.scorers``) turns them into one score per unit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dna_probe.collection import (
-    Features,
-    Gradients,
-    LinearHead,
-    Options,
-    collect_features,
-    collect_gradients,
-)
+from dna_probe.attribution import collect_attributions
+from dna_probe.collection import Features, Gradients, Options, collect_features
 from dna_probe.errors import DnaProbeError, unknown_name
+from dna_probe.gradients import GRADIENT_FIELDS, GradientRequest, LinearHead, collect_gradients, collect_many_gradients
 from dna_probe.images.layouts import read_images
 from dna_probe.images.sampling import require_two_classes
+from dna_probe.images.sets import ImageSet
 from dna_probe.location import LayerReport, layer_reading, locate_layers
 from dna_probe.moments import require_finite
+from dna_probe.pairs import collect_many_pairs, image_ids
 from dna_probe.probing import linear_probe, small_fits
-from dna_probe.sites import Reading, resolve_site
+from dna_probe.scorers import SCORERS, Evidence, Sensitivity, require_scorer
+from dna_probe.sites import REDUCTIONS, Reading, resolve_site
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from dna_probe.backbones.contract import Backbone
 
-KINDS = ("cls", "mean", "mlp", "mlp_mean")
-DEFAULT_KINDS = ("cls",)
-RESAMPLES = 10
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What a scorer may look at: labelled features of some readings, and gradients where it asked for them."""
-
-    readings: tuple[Reading, ...]
-    values: np.ndarray
-    labels: np.ndarray
-    gradients: Gradients | None = None
-    seed: int = 0
-
-    @cached_property
-    def scale(self) -> np.ndarray:
-        """Standard deviation of each unit over all images, (units,)."""
-        return self.values.std(0, dtype=np.float64)
-
-    @cached_property
-    def contrast(self) -> np.ndarray:
-        """Cohen's d, fake minus real, with the pooled within-class deviation, (units,).
-
-        A unit that does not vary within the classes (any unit, with one image of each) is measured by its deviation
-        over all images.
-        """
-        real, fake = self.values[self.labels == 0], self.values[self.labels == 1]
-        pooled = np.sqrt((real.var(0, dtype=np.float64) + fake.var(0, dtype=np.float64)) / 2)
-        delta = fake.mean(0, dtype=np.float64) - real.mean(0, dtype=np.float64)
-        spread = np.where(pooled > 1e-9 * (np.abs(delta) + 1), pooled, self.scale)
-        return np.divide(delta, spread, out=np.zeros_like(delta), where=spread > 1e-9 * (np.abs(delta) + 1))
-
-    @cached_property
-    def weight(self) -> np.ndarray:
-        """Weight of each unit, per standard deviation, in a probe of its own reading, (units,)."""
-        parts, start = [], 0
-        for reading in self.readings:
-            block = self.values[:, start : start + reading.width]
-            parts.append(linear_probe(random_state=self.seed).fit(block, self.labels)[-1].coef_[0])
-            start += reading.width
-        return np.concatenate(parts)
-
-    def gradient(self, kind: str) -> np.ndarray:
-        """Class-balanced mean of a field of ``Gradients``, (units,).
-
-        Raises:
-            DnaProbeError: no gradient was collected.
-        """
-        if self.gradients is None:
-            raise DnaProbeError("This scorer needs gradients", fix="Collect them with collect_gradients")
-        by_name: Mapping[str, np.ndarray] = getattr(self.gradients, kind)
-        return np.concatenate([by_name[reading.name].mean(0) for reading in self.readings])
-
-    def resampled(self, rng: np.random.Generator, share: float = 0.8) -> Evidence:
-        """The same evidence with a share of the images of each class; gradients, already averages, are kept.
-
-        Drawn without replacement: the copies in a bootstrap sample would inflate the probe's weights.
-        """
-        members = [np.flatnonzero(self.labels == label) for label in (0, 1)]
-        index = np.concatenate([rng.choice(m, max(1, round(share * len(m))), replace=False) for m in members])
-        return Evidence(self.readings, self.values[index], self.labels[index], self.gradients, self.seed)
-
-
-Factors = dict[str, np.ndarray]
-
-
-def _triadic(evidence: Evidence) -> Factors:
-    return {
-        "gradient": evidence.gradient("mean") * evidence.scale,
-        "activation": evidence.contrast,
-        "weight": evidence.weight,
-    }
-
-
-def _triadic_raw(evidence: Evidence) -> Factors:
-    per_unit = np.maximum(evidence.scale, 1e-12)
-    return {
-        "gradient": evidence.gradient("mean"),
-        "activation": evidence.values.mean(0, dtype=np.float64),
-        "weight": evidence.weight / per_unit,
-    }
-
-
-def _triadic_loss(evidence: Evidence) -> Factors:
-    return _triadic(evidence) | {"gradient": evidence.gradient("loss") * evidence.scale}
-
-
-def _triadic_own(evidence: Evidence) -> Factors:
-    """For ``z = w.x + b`` and cross-entropy ``dL/dx_k = (sigma(z) - y) w_k``: within a layer the gradient is the
-    weight times one constant, so the score ranks as ``activation x weight^2``. The constant, the mean residual, is
-    larger where the probe fits worse and would favour bad layers; it is left out."""
-    return {"gradient": evidence.weight, "activation": evidence.contrast, "weight": evidence.weight}
-
-
-def _triadic_absolute(evidence: Evidence) -> Factors:
-    return {
-        "gradient": evidence.gradient("absolute") * evidence.scale,
-        "activation": np.abs(evidence.values).mean(0, dtype=np.float64) / np.maximum(evidence.scale, 1e-12),
-        "weight": evidence.weight,
-    }
-
-
-def _auroc(evidence: Evidence) -> Factors:
-    """Mann-Whitney U over the number of pairs, as distance from one half."""
-    from scipy.stats import rankdata
-
-    fake = evidence.labels == 1
-    ranks: np.ndarray = np.asarray(rankdata(evidence.values, axis=0))[fake].sum(axis=0)
-    wins: np.ndarray = ranks - fake.sum() * (fake.sum() + 1) / 2
-    return {"auroc": wins / (fake.sum() * (~fake).sum()) - 0.5}
-
-
-def _real_variance(evidence: Evidence) -> Factors:
-    """Variance over real images: what marks a unit of content (LAKE, arXiv 2604.07802)."""
-    return {"variance": np.asarray(evidence.values[evidence.labels == 0].var(axis=0, dtype=np.float64))}
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """A rule from evidence to factors; the score is the absolute value of their product."""
-
-    factors: Callable[[Evidence], Factors]
-    needs_gradients: bool = False
-
-
-SCORERS: dict[str, Scorer] = {
-    "triadic": Scorer(_triadic, True),
-    "triadic_raw": Scorer(_triadic_raw, True),
-    "triadic_loss": Scorer(_triadic_loss, True),
-    "triadic_own": Scorer(_triadic_own),
-    "triadic_absolute": Scorer(_triadic_absolute, True),
-    "cohens_d": Scorer(lambda e: {"contrast": e.contrast}),
-    "auroc": Scorer(_auroc),
-    "weight": Scorer(lambda e: {"weight": e.weight}),
-    "activation": Scorer(lambda e: {"activation": np.abs(e.values).mean(0, dtype=np.float64)}),
-    "gradient": Scorer(lambda e: {"gradient": e.gradient("mean") * e.scale}, True),
-    "gradient_x_activation": Scorer(lambda e: {"product": e.gradient("product")}, True),
-    "real_variance": Scorer(_real_variance),
-    "random": Scorer(lambda e: {"draw": np.random.default_rng(e.seed).random((e.values.shape[1],))}),
+# Kind -> where in the layer, and the reduction over its tokens.
+KINDS: dict[str, tuple[str, str]] = {
+    **{reduction: ("block", reduction) for reduction in REDUCTIONS},
+    **{"mlp" if reduction == "cls" else f"mlp_{reduction}": ("mlp", reduction) for reduction in REDUCTIONS},
+    "heads": ("heads", "cls"),
+    "heads_mean": ("heads", "mean"),
 }
+DEFAULT_KINDS = ("cls", "mean")
+RESAMPLES = 10
 
 
 @dataclass(frozen=True)
@@ -203,7 +52,7 @@ class UnitScores:
         scorer: name of the scorer.
         score: (units,) non-negative.
         factors: name -> (units,), signed; the score is the absolute value of their product.
-        p_value: (units,) two-sided Welch t-test of fake against real.
+        p_value: (units,) two-sided Welch t-test of fake images against real ones, each the mean of its views.
         resamples: (draws, units) scores from 80 % of the images of each class, for the spread of the knee.
         provenance: backbone, weights, data fingerprint, parameters.
     """
@@ -281,7 +130,7 @@ def score_units(
     layers: LayerReport | Sequence[str] | None = None,
     *,
     kinds: Sequence[str] = DEFAULT_KINDS,
-    scorer: str = "triadic",
+    scorer: str = "whitened",
     seed: int = 0,
     options: Options | None = None,
 ) -> UnitScores:
@@ -289,9 +138,11 @@ def score_units(
 
     Args:
         layers: a ``LayerReport``, site names of layers, or None to locate them on the same data.
-        kinds: which units: ``cls`` and ``mean`` of the block output (patch mean), ``mlp`` and ``mlp_mean`` of its MLP
-            hidden units. A kind that a layer does not have falls back to ``mean``.
-        scorer: name in ``dna_probe.scoring.SCORERS``.
+        kinds: which units: ``cls``, ``mean``, ``max``, ``std`` and ``top`` are the block output's CLS token and its
+            reductions over the patches (see ``Reading``); ``mlp``, ``mlp_mean``, ``mlp_max``, ``mlp_std`` and
+            ``mlp_top`` those of its MLP hidden units; ``heads`` and ``heads_mean`` of its attention heads' outputs. A
+            layer without MLP or heads gives its output instead, without CLS token the patch mean.
+        scorer: name in ``dna_probe.scorers.SCORERS``.
 
     Raises:
         DnaProbeError: unknown scorer, kind or site (with near matches), one class only, non-finite values.
@@ -306,18 +157,12 @@ def score_units(
         layers = locate_layers(backbone, images, seed=seed, options=options)
     names = layers.selected if isinstance(layers, LayerReport) else list(layers)
     readings = readings_of(backbone, names, kinds)
-    head = None
-    if SCORERS[scorer].needs_gradients:
-        last = layer_reading(backbone.layers[-1])
-        head = reference_head(collect_features(backbone, images, [last], options=options), last, seed)
-    features, gradients = collect_evidence(backbone, images, readings, head, options)
+    at = head_readings(backbone, readings, scorer)
+    seen = collect_features(backbone, images, at, options=options) if at else None
+    heads = [reference_head(seen, reading, seed) for reading in at] if seen else []
+    features, sensitivity = collect_evidence(backbone, images, readings, heads, scorer, options)
     origin = {"backbone": backbone.identity(), "data": features.images.fingerprint()}
-    return score_features(features, readings, scorer, gradients, seed, origin)
-
-
-def require_scorer(scorer: str) -> None:
-    if scorer not in SCORERS:
-        raise unknown_name("scorer", scorer, SCORERS)
+    return score_features(features, readings, scorer, sensitivity, seed, origin)
 
 
 def require_kinds(kinds: Sequence[str]) -> None:
@@ -344,16 +189,30 @@ def readings_of(backbone: Backbone, layers: Sequence[str], kinds: Sequence[str] 
     found: dict[str, Reading] = {}
     for site in sorted((resolve_site(name, backbone.sites) for name in layers), key=lambda s: s.layer):
         for kind in kinds:
-            mlp = backbone.mlp(site.layer) if kind.startswith("mlp") else None
-            where = mlp or site
-            pooled = kind.endswith("mean") or not where.class_token
-            reading = Reading(where, "mean" if pooled else "cls")
+            place, reduction = KINDS[kind]
+            inside = {"block": None, "mlp": backbone.mlp(site.layer), "heads": backbone.heads(site.layer)}[place]
+            where = inside or site
+            plain = reduction == "cls" or where.layout == "vector"
+            reading = Reading(where, where.default_reduction if plain else reduction)
             found[reading.name] = reading
     return tuple(found.values())
 
 
+def head_readings(backbone: Backbone, readings: Sequence[Reading], scorer: str) -> list[Reading]:
+    """What the reference heads of a scorer read, in depth order; nothing where it needs none.
+
+    One head is on the last layer. Heads at several depths are on the deepest layer that is scored, on the last, and on
+    the one midway: none is below a unit, so that each has a gradient by every unit.
+    """
+    needs, last = SCORERS[scorer].needs, backbone.depth - 1
+    if needs in ("features", "pairs") or not readings:
+        return []
+    deepest = max(reading.site.layer for reading in readings) if needs == "depths" else last
+    return [layer_reading(backbone.layers[k]) for k in sorted({deepest, (deepest + last + 1) // 2, last})]
+
+
 def reference_head(features: Features, reading: Reading, seed: int = 0) -> LinearHead:
-    """The linear probe on the network's last layer whose logit the gradients are taken of."""
+    """The linear probe on a layer whose logit the gradients are taken of."""
     probe = linear_probe(random_state=seed).fit(features.values[reading.name], features.images.labels)
     scaler, classifier = probe[0], probe[-1]
     return LinearHead(reading, scaler.mean_, scaler.scale_, classifier.coef_[0], float(classifier.intercept_[0]))
@@ -361,27 +220,91 @@ def reference_head(features: Features, reading: Reading, seed: int = 0) -> Linea
 
 def collect_evidence(
     backbone: Backbone,
-    images: Any,
+    images: ImageSet,
     readings: Sequence[Reading],
-    head: LinearHead | None,
+    heads: Sequence[LinearHead],
+    scorer: str,
     options: Options | None = None,
-) -> tuple[Features, Gradients | None]:
-    """Features of the readings, and gradients where there is a head, in one pass."""
-    if head is None:
-        return collect_features(backbone, images, readings, options=options), None
-    return collect_gradients(backbone, images, readings, head, options)
+) -> tuple[Features, Sensitivity | None]:
+    """Features of the readings, and what else the scorer needs; with one gradient, from one pass.
+
+    Args:
+        heads: on what ``head_readings`` says.
+    """
+    needs = SCORERS[scorer].needs
+    if needs == "gradient":
+        return collect_gradients(backbone, images, readings, heads[0], options)
+    features = collect_features(backbone, images, readings, options=options)
+    if needs == "features":
+        return features, None
+    request = SensitivityRequest(np.arange(len(features.images)), readings, heads)
+    return features, collect_many_sensitivities(backbone, features, [request], scorer, options)[0]
+
+
+@dataclass(frozen=True, eq=False)
+class SensitivityRequest:
+    """Gradients or attributions of heads by some readings, or paired differences of these, over images of a set at the
+    positions ``members``."""
+
+    members: np.ndarray
+    readings: Sequence[Reading]
+    heads: Sequence[LinearHead]
+
+
+def collect_many_sensitivities(
+    backbone: Backbone,
+    features: Features,
+    requests: Sequence[SensitivityRequest],
+    scorer: str,
+    options: Options | None = None,
+) -> list[Sensitivity]:
+    """What the scorer needs besides features, of each request; gradients of all requests from one forward per image,
+    and each photograph forged once.
+
+    Args:
+        features: of the images of all requests, by their readings.
+    """
+    needs, images = SCORERS[scorer].needs, features.images
+    if not requests:
+        return []
+    if needs == "pairs":
+        wanted = [(request.members, request.readings) for request in requests]
+        return [*collect_many_pairs(backbone, images, wanted, options=options)]
+    if needs not in ("gradient", "depths"):
+        return [
+            collect_attributions(backbone, images.subset(r.members), r.readings, r.heads[0], needs, options=options)
+            for r in requests
+        ]
+    single = [GradientRequest(r.members, r.readings, head) for r in requests for head in r.heads]
+    found = iter(collect_many_gradients(backbone, images, single, options))
+    own = [[next(found) for _ in request.heads] for request in requests]
+    if needs == "gradient":
+        return [gradients for (gradients,) in own]
+    return [_average_heads(gradients, features, request) for gradients, request in zip(own, requests, strict=True)]
+
+
+def _average_heads(gradients: Sequence[Gradients], features: Features, request: SensitivityRequest) -> Gradients:
+    """Mean over heads, each scaled so that its mean gradient per standard deviation has norm one over all units."""
+    spread = {r.name: features.values[r.name][request.members].std(0, dtype=np.float64) for r in request.readings}
+    norms = [np.sqrt(sum(((g.mean[n].mean(0) * spread[n]) ** 2).sum() for n in spread)) for g in gradients]
+
+    def mean(field: str, name: str) -> np.ndarray:
+        parts = [getattr(g, field)[name] / norm for g, norm in zip(gradients, norms, strict=True) if norm > 0]
+        return np.mean(parts, axis=0) if parts else np.zeros_like(getattr(gradients[0], field)[name])
+
+    return Gradients(**{field: {name: mean(field, name) for name in spread} for field in GRADIENT_FIELDS})
 
 
 def score_features(
     features: Features,
     readings: Sequence[Reading],
     scorer: str,
-    gradients: Gradients | None = None,
+    sensitivity: Sensitivity | None = None,
     seed: int = 0,
     provenance: Mapping[str, Any] | None = None,
     resamples: int = RESAMPLES,
 ) -> UnitScores:
-    """Scores from features already collected.
+    """Scores from features already collected; rows of one name, label and group are views of one image.
 
     Raises:
         NumericalError: a score is not finite. DataError: one class only.
@@ -391,7 +314,9 @@ def score_features(
     require_scorer(scorer)
     labels = features.images.labels
     require_two_classes(features.images)
-    evidence = Evidence(tuple(readings), features.of(readings), labels, gradients, seed)
+    views = image_ids(features.images)
+    image = views if len(np.unique(views)) < len(views) else None
+    evidence = Evidence(tuple(readings), features.of(readings), labels, sensitivity, seed, image)
     rng = np.random.default_rng(seed)
     with small_fits():
         factors = SCORERS[scorer].factors(evidence)
@@ -399,7 +324,9 @@ def score_features(
     score = product(factors)
     require_finite(score, "score", scorer)
     with np.errstate(all="ignore"):
-        p_value = ttest_ind(evidence.values[labels == 1], evidence.values[labels == 0], equal_var=False).pvalue
+        images = evidence.over_images
+        real, fake = (images.values[images.labels == label] for label in (0, 1))
+        p_value = ttest_ind(fake, real, equal_var=False).pvalue
     return UnitScores(
         readings=tuple(readings),
         scorer=scorer,

@@ -1,8 +1,9 @@
 """Where a unit lives: site names, token reductions, unit names.
 
 Names follow TransformerLens: ``blocks.3.hook_resid_post`` is the residual stream after block 3,
-``blocks.3.mlp.hook_post`` its MLP hidden units after the non-linearity, ``blocks.3.attn.hook_pattern`` its attention
-probabilities; convolutional stages are ``stages.2.hook_out``.
+``blocks.3.mlp.hook_post`` its MLP hidden units after the non-linearity, ``blocks.3.attn.hook_z`` the outputs of its
+attention heads side by side, ``blocks.3.attn.hook_pattern`` its attention probabilities; convolutional stages are
+``stages.2.hook_out``.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from dna_probe.errors import SiteError, unknown_name
 if TYPE_CHECKING:
     from torch import Tensor
 
-Kind = Literal["residual", "mlp", "pattern", "stage"]
+Kind = Literal["residual", "mlp", "heads", "pattern", "stage"]
 Layout = Literal["tokens", "nhwc", "nchw", "vector"]
 
-REDUCTIONS = ("cls", "mean")
+REDUCTIONS = ("cls", "mean", "max", "std", "top")
+TOP_SHARE = 10  # `top` averages one patch in this many
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Site:
 
     Attributes:
         name: TransformerLens name, unique in a backbone.
-        kind: ``residual``, ``mlp``, ``pattern`` or ``stage``.
+        kind: ``residual``, ``mlp``, ``heads``, ``pattern`` or ``stage``.
         layer: depth of the block or stage, counted from 0.
         module: dotted path of the hooked module.
         side: whether the activation is the module's ``output`` or its first ``input``.
@@ -38,6 +40,7 @@ class Site:
         width: units of one reading (heads, for a pattern).
         prefix_tokens: tokens before the patches (CLS, distillation, registers).
         class_token: whether token 0 is a CLS token.
+        heads: of a ``heads`` site, how many attention heads lie side by side in its units; else 0.
     """
 
     name: str
@@ -49,10 +52,15 @@ class Site:
     width: int
     prefix_tokens: int = 0
     class_token: bool = False
+    heads: int = 0
 
     @property
     def default_reduction(self) -> str:
         return "cls" if self.class_token else "mean"
+
+    def head_of(self, unit: int) -> int | None:
+        """The attention head that a unit of a ``heads`` site belongs to; None at other sites."""
+        return unit // (self.width // self.heads) if self.heads else None
 
     def to_json(self) -> dict:
         return asdict(self)
@@ -60,7 +68,12 @@ class Site:
 
 @dataclass(frozen=True)
 class Reading:
-    """A site read through a token reduction: one number per unit and image."""
+    """A site read through a token reduction: one number per unit and image.
+
+    Reductions: ``cls``, the CLS token; over the patches ``mean``, ``max``, ``std`` (population), and ``top``, the mean
+    of the tenth of them (rounded up) in which that very unit is largest. A ``vector`` site has one value per image; its
+    only reduction, ``mean``, is that value.
+    """
 
     site: Site
     reduction: str
@@ -79,6 +92,12 @@ class Reading:
                 f"{self.site.name} has no CLS token to read",
                 "Its model pools its patches",
                 "Use the reduction 'mean'",
+            )
+        if self.reduction != "mean" and self.site.layout == "vector":
+            raise SiteError(
+                f"{self.site.name} has no patches to take the {self.reduction} of",
+                "It gives one vector per image",
+                "Use the reduction 'mean', which is that vector",
             )
 
     @property
@@ -100,16 +119,57 @@ class Reading:
             return activation
         if self.reduction == "cls":
             return activation[:, 0]
-        return patch_tokens(self.site, activation).mean(1)
+        patches = patch_tokens(self.site, activation)
+        if self.reduction == "mean":
+            return patches.mean(1)
+        if self.reduction == "max":
+            return patches.amax(1)
+        if self.reduction == "std":
+            return patches.std(1, correction=0)
+        return patches.topk(_top_count(patches), dim=1).values.mean(1)
 
-    def reduce_gradient(self, gradient: Tensor) -> Tensor:
+    def reduce_gradient(self, gradient: Tensor, activation: Tensor) -> Tensor:
         """Gradient of the output by the site -> derivative by the reading, (n, width).
 
-        For the patch mean this is the sum over patches: moving the mean by d moves every patch by d.
+        A reading does not say how its patches move when it does, so each reduction has a direction in which the reading
+        grows at rate one: for ``mean`` every patch by the same, for ``max`` the largest patch alone, for ``top`` the
+        patches it averages, for ``std`` every patch away from their mean in proportion, by ``(x - mean) / std`` (by
+        nothing, where all are equal).
         """
         if self.site.layout == "vector":
             return gradient
-        return gradient[:, 0] if self.reduction == "cls" else patch_tokens(self.site, gradient).sum(1)
+        if self.reduction == "cls":
+            return gradient[:, 0]
+        slopes = patch_tokens(self.site, gradient)
+        if self.reduction == "mean":
+            return slopes.sum(1)
+        patches = patch_tokens(self.site, activation)
+        if self.reduction == "std":
+            centred, spread = patches - patches.mean(1, keepdim=True), patches.std(1, correction=0)
+            return (slopes * centred).sum(1) / spread.where(spread > 0, 1)
+        return slopes.gather(1, self._chosen(patches)).sum(1)
+
+    def reduce_attribution(self, attribution: Tensor, activation: Tensor) -> Tensor:
+        """Shares of the output that lie on the site's tokens -> sum over those the reading covers, (n, width).
+
+        ``mean`` and ``std`` cover all patches, ``max`` and ``top`` those which they read.
+        """
+        if self.site.layout == "vector":
+            return attribution
+        if self.reduction == "cls":
+            return attribution[:, 0]
+        shares = patch_tokens(self.site, attribution)
+        if self.reduction in ("mean", "std"):
+            return shares.sum(1)
+        return shares.gather(1, self._chosen(patch_tokens(self.site, activation))).sum(1)
+
+    def _chosen(self, patches: Tensor) -> Tensor:
+        """Positions of the patches that ``max`` or ``top`` reads, (n, chosen, width)."""
+        return patches.topk(1 if self.reduction == "max" else _top_count(patches), dim=1).indices
+
+
+def _top_count(patches: Tensor) -> int:
+    return -(-patches.shape[1] // TOP_SHARE)
 
 
 def patch_tokens(site: Site, activation: Tensor) -> Tensor:

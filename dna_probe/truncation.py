@@ -7,6 +7,12 @@
     A fixed number or share of the units.
 ``fdr``
     Units whose Welch t-test survives the Benjamini-Hochberg procedure (1995) at level ``alpha``; there may be none.
+``local_fdr``
+    Units whose own chance of being null, the local false discovery rate of their Welch t-test (Efron 2004), is at most
+    ``level``; there may be none.
+``stable``
+    Stability selection (Meinshausen and Buehlmann 2010): units that are above the knee, or in the top ``fraction``, in
+    a share ``frequency`` of the rankings of resampled images; there may be none.
 """
 
 from __future__ import annotations
@@ -90,6 +96,8 @@ class UnitSet:
         reason: what the cut found, for people.
         found: False where a fallback or nothing was kept.
         spread: smallest, median and largest number of units kept over resampled images.
+        frequency: (units,) share of the rankings of resampled images in which each unit is kept; None where there are
+            no such rankings, or where the cut does not go by the ranking.
     """
 
     scores: UnitScores
@@ -100,6 +108,7 @@ class UnitSet:
     found: bool
     spread: tuple[int, int, int]
     parameters: Mapping[str, float] = field(default_factory=dict)
+    frequency: np.ndarray | None = None
 
     def get_support(self, indices: bool = False) -> np.ndarray:
         """Mask of the units kept, or their positions, as in scikit-learn."""
@@ -114,6 +123,12 @@ class UnitSet:
         return [self.scores.units[i] for i in np.flatnonzero(self.mask)]
 
     @property
+    def widths(self) -> tuple[int, ...]:
+        """How many units of each reading are kept, readings without any among them."""
+        ends = np.cumsum([reading.width for reading in self.scores.readings])
+        return tuple(int(part.sum()) for part in np.split(self.mask, ends[:-1]))
+
+    @property
     def fraction(self) -> float:
         return float(self.mask.mean())
 
@@ -121,8 +136,10 @@ class UnitSet:
         return int(self.mask.sum())
 
     def table(self) -> pd.DataFrame:
-        """The units kept with score and factors, best first."""
+        """The units kept with score and factors, and ``frequency`` where it is known, best first."""
         table = self.scores.table()
+        if self.frequency is not None:
+            table["frequency"] = self.frequency[self.scores.order]
         return table[table["unit"].isin(self.units)].reset_index(drop=True)
 
     def to_json(self) -> dict[str, Any]:
@@ -142,6 +159,7 @@ class UnitSet:
     def from_json(cls, data: Mapping[str, Any], scores: UnitScores) -> UnitSet:
         """The set again, with the scores that it was cut from."""
         low, middle, high = data["spread"]
+        draws = _draws(scores, data["cut"], data["scope"], data["parameters"])
         return cls(
             scores=scores,
             mask=np.isin(scores.units, data["units"]),
@@ -151,6 +169,7 @@ class UnitSet:
             found=data["found"],
             spread=(low, middle, high),
             parameters=data["parameters"],
+            frequency=draws.mean(0) if len(draws) else None,
         )
 
     def __repr__(self) -> str:
@@ -166,28 +185,26 @@ def truncate(scores: UnitScores, cut: str = "knee", scope: str = "global", **par
 
     Args:
         cut: ``knee`` (``sensitivity``, ``fallback``), ``top_k`` (``k``), ``fraction`` (``fraction``), ``fdr``
-            (``alpha``).
+            (``alpha``), ``local_fdr`` (``level``), ``stable`` (``frequency``, ``fraction``; without a fraction,
+            ``sensitivity`` and ``fallback`` of the knee).
         scope: ``global`` cuts one ranking of all units, ``layer`` one per layer.
 
     Raises:
-        DnaProbeError: unknown cut or scope, or a parameter out of range.
+        DnaProbeError: unknown cut or scope, a parameter out of range, or no resampled scores for ``stable``.
         NumericalError: a score is not finite.
     """
     require_cut(cut, scope)
     require_finite(scores.score, "score", scores.scorer)
-    pools = [np.arange(len(scores.score))]
-    if scope == "layer":
-        pools = [np.flatnonzero(scores.layer == layer) for layer in np.unique(scores.layer)]
+    pools = _pools(scores, scope)
     try:
-        verdicts = [CUTS[cut](scores.score[pool], scores.p_value[pool], **parameters) for pool in pools]
+        verdicts = [CUTS[cut].choose(pool, **parameters) for pool in pools]
     except TypeError as error:
         raise DnaProbeError(f"Cut {cut!r} does not take {', '.join(parameters)}", str(error)) from error
-    mask = _keep(scores.score, pools, [v.kept for v in verdicts], scores.p_value if cut == "fdr" else None)
-    total = int(mask.sum())
-    spread = total, total, total
-    if cut == "knee" and len(scores.resamples):
-        counts = [sum(find_knee(draw[pool], **parameters).kept for pool in pools) for draw in scores.resamples]
-        spread = int(min(counts)), int(np.median(counts)), int(max(counts))
+    mask = np.zeros(len(scores.score), bool)
+    for pool, verdict in zip(pools, verdicts, strict=True):
+        mask[pool.units] = verdict.mask
+    draws = _draws(scores, cut, scope, parameters)
+    counts = draws.sum(1) if len(draws) else np.array([mask.sum()])
     reasons = [v.reason for v in verdicts]
     if scope == "layer":
         layers = np.unique(scores.layer)
@@ -199,8 +216,9 @@ def truncate(scores: UnitScores, cut: str = "knee", scope: str = "global", **par
         scope=scope,
         reason="; ".join(reasons),
         found=all(v.found for v in verdicts) and bool(mask.any()),
-        spread=spread,
+        spread=(int(counts.min()), int(np.median(counts)), int(counts.max())),
         parameters=parameters,
+        frequency=draws.mean(0) if len(draws) else None,
     )
 
 
@@ -211,40 +229,182 @@ def require_cut(cut: str, scope: str) -> None:
         raise unknown_name("scope", scope, SCOPES)
 
 
-def _keep(score: np.ndarray, pools: list[np.ndarray], counts: list[int], p_value: np.ndarray | None) -> np.ndarray:
+def needs_resamples(cut: str) -> bool:
+    """Whether the cut looks at the scores of resampled images."""
+    return CUTS[cut].needs_resamples
+
+
+def local_false_discovery_rate(p_value: np.ndarray) -> np.ndarray:
+    """Chance that a unit with this p-value is null, ``share of nulls x null density / density of all``, (units,).
+
+    Efron (2004) with the theoretical null, under which p-values are uniform (and z-scores N(0, 1)). The density is that
+    of Grenander (1956), the slope of the least concave majorant of the distribution function, which knows only that
+    small p-values are not rarer than large ones and has nothing to tune, as in fdrtool (Strimmer 2008); the share of
+    nulls is that of Storey (2002) at one half. Where every unit is null, the smallest rate is below q in a share q of
+    all cases, as with the Benjamini-Hochberg procedure.
+    """
+    from scipy.optimize import isotonic_regression
+
+    places, which, counts = np.unique(p_value, return_inverse=True, return_counts=True)
+    gaps = np.maximum(np.diff(places, prepend=0.0), 1e-300)
+    density = isotonic_regression(counts / len(p_value) / gaps, weights=gaps, increasing=False).x
+    nulls = min(1.0, 2 * (np.sum(p_value > 0.5) + 1) / len(p_value))
+    return np.minimum(1.0, nulls / density)[which]
+
+
+@dataclass(frozen=True)
+class _Pool:
+    """Units that are ranked together: their positions, and what a cut may look at; ``resamples`` is (draws, units)."""
+
+    units: np.ndarray
+    score: np.ndarray
+    p_value: np.ndarray
+    resamples: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Verdict:
+    """The units of a pool that are kept, as a mask, whether the cut found them or fell back, and words for people."""
+
+    mask: np.ndarray
+    found: bool
+    reason: str
+
+
+def _pools(scores: UnitScores, scope: str) -> list[_Pool]:
+    positions = [np.arange(len(scores.score))]
+    if scope == "layer":
+        positions = [np.flatnonzero(scores.layer == layer) for layer in np.unique(scores.layer)]
+    draws = scores.resamples if len(scores.resamples) else np.zeros((0, len(scores.score)))
+    return [_Pool(own, scores.score[own], scores.p_value[own], draws[:, own]) for own in positions]
+
+
+def _draws(scores: UnitScores, cut: str, scope: str, parameters: Mapping[str, float]) -> np.ndarray:
+    """What the cut keeps in each ranking of resampled images, (draws, units) bool; no row where it is not by rank."""
+    rule = CUTS[cut].rank
+    kept = np.zeros((len(scores.resamples) if rule else 0, len(scores.score)), bool)
+    if rule:
+        for pool in _pools(scores, scope):
+            kept[:, pool.units] = _rows_kept(rule, pool.resamples, parameters)
+    return kept
+
+
+def _rows_kept(rule: Callable[..., Knee], rankings: np.ndarray, parameters: Mapping[str, float]) -> np.ndarray:
+    """What a rule keeps in each of some rankings of the same units, (rankings, units) bool."""
+    return np.array([_best(ranking, rule(ranking, **parameters).kept) for ranking in rankings]).reshape(rankings.shape)
+
+
+def _best(score: np.ndarray, count: int) -> np.ndarray:
+    """Mask of the units with the largest scores; of equals the first."""
     mask = np.zeros(len(score), bool)
-    for pool, count in zip(pools, counts, strict=True):
-        rank = score[pool] if p_value is None else -p_value[pool]
-        mask[pool[np.argsort(-rank, kind="stable")[:count]]] = True
+    mask[np.argsort(-score, kind="stable")[:count]] = True
     return mask
 
 
-def _knee(score: np.ndarray, p_value: np.ndarray, sensitivity: float = 1.0, fallback: float = 0.1) -> Knee:
+def _knee(score: np.ndarray, sensitivity: float = 1.0, fallback: float = 0.1) -> Knee:
     return find_knee(score, sensitivity, fallback)
 
 
-def _top_k(score: np.ndarray, p_value: np.ndarray, k: float = 100) -> Knee:
+def _top_k(score: np.ndarray, k: float = 100) -> Knee:
     if k < 1 or k != int(k):
         raise DnaProbeError(f"k = {k} is not a number of units", fix="Give a whole number of at least 1")
     kept = min(int(k), len(score))
     return Knee(kept, True, f"the best {kept} units")
 
 
-def _fraction(score: np.ndarray, p_value: np.ndarray, fraction: float = 0.1) -> Knee:
-    if not 0 < fraction <= 1:
-        raise DnaProbeError(f"fraction = {fraction} is not a share", fix="Give a number above 0 and at most 1")
+def _fraction(score: np.ndarray, fraction: float = 0.2) -> Knee:
+    _require_share(fraction, "fraction")
     kept = max(1, round(fraction * len(score)))
     return Knee(kept, True, f"the best {fraction:.1%}")
 
 
-def _fdr(score: np.ndarray, p_value: np.ndarray, alpha: float = 0.05) -> Knee:
+def _knee_or_fraction(
+    score: np.ndarray,
+    frequency: float = 0.6,
+    fraction: float | None = None,
+    sensitivity: float = 1.0,
+    fallback: float = 0.1,
+) -> Knee:
+    """How ``stable`` cuts one ranking of resampled images; ``frequency`` is for what it makes of all of them."""
+    return find_knee(score, sensitivity, fallback) if fraction is None else _fraction(score, fraction)
+
+
+def _stable(pool: _Pool, frequency: float = 0.6, **parameters: float) -> _Verdict:
+    _require_share(frequency, "frequency")
+    count = len(pool.resamples)
+    if not count:
+        raise DnaProbeError(
+            "The cut 'stable' needs scores of resampled images",
+            "These scores were made without",
+            "Score with resamples, of which there are 10 by default",
+        )
+    share = _rows_kept(_knee_or_fraction, pool.resamples, parameters).mean(0)
+    # A share of 0.6 of ten draws must count as 0.6, whatever its last bit.
+    mask = share >= frequency - 1e-9
+    told = f"{frequency:.0%} of {count} rankings of resampled images"
+    if mask.any():
+        return _Verdict(mask, True, f"{mask.sum()} units are kept in at least {told}")
+    return _Verdict(mask, False, f"no unit is stable: none is kept in {told}, and at most in {share.max():.0%}")
+
+
+def _fdr(pool: _Pool, alpha: float = 0.05) -> _Verdict:
     from scipy.stats import false_discovery_control
 
-    if not 0 < alpha < 1:
-        raise DnaProbeError(f"alpha = {alpha} is not a level", fix="Give a number between 0 and 1")
-    kept = int((false_discovery_control(p_value) <= alpha).sum())
-    told = f"{kept} units at a false discovery rate of {alpha:g}"
-    return Knee(kept, kept > 0, told if kept else f"no unit differs at a false discovery rate of {alpha:g}")
+    _require_level(alpha, "alpha")
+    return _discoveries(false_discovery_control(pool.p_value) <= alpha, f"a false discovery rate of {alpha:g}")
 
 
-CUTS: dict[str, Callable[..., Knee]] = {"knee": _knee, "top_k": _top_k, "fraction": _fraction, "fdr": _fdr}
+def _local_fdr(pool: _Pool, level: float = 0.2) -> _Verdict:
+    _require_level(level, "level")
+    rate = local_false_discovery_rate(pool.p_value)
+    return _discoveries(rate <= level, f"a local false discovery rate of {level:g}")
+
+
+def _discoveries(mask: np.ndarray, rate: str) -> _Verdict:
+    kept = int(mask.sum())
+    return _Verdict(mask, kept > 0, f"{kept} units at {rate}" if kept else f"no unit differs at {rate}")
+
+
+def _require_share(value: float, name: str) -> None:
+    if not 0 < value <= 1:
+        raise DnaProbeError(f"{name} = {value} is not a share", fix="Give a number above 0 and at most 1")
+
+
+def _require_level(value: float, name: str) -> None:
+    if not 0 < value < 1:
+        raise DnaProbeError(f"{name} = {value} is not a level", fix="Give a number between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A rule that keeps some units.
+
+    Attributes:
+        choose: from a pool of units and parameters to the verdict.
+        rank: how it cuts one ranking, given as scores; None where it goes by something else.
+        needs_resamples: whether it looks at the scores of resampled images.
+    """
+
+    choose: Callable[..., _Verdict]
+    rank: Callable[..., Knee] | None = None
+    needs_resamples: bool = False
+
+    @classmethod
+    def by_rank(cls, rule: Callable[..., Knee]) -> Cut:
+        """Keep the best of the scores, as many as the rule says."""
+
+        def choose(pool: _Pool, **parameters: float) -> _Verdict:
+            end = rule(pool.score, **parameters)
+            return _Verdict(_best(pool.score, end.kept), end.found, end.reason)
+
+        return cls(choose, rule)
+
+
+CUTS: dict[str, Cut] = {
+    "knee": Cut.by_rank(_knee),
+    "top_k": Cut.by_rank(_top_k),
+    "fraction": Cut.by_rank(_fraction),
+    "fdr": Cut(_fdr),
+    "local_fdr": Cut(_local_fdr),
+    "stable": Cut(_stable, _knee_or_fraction, needs_resamples=True),
+}

@@ -29,7 +29,7 @@ def test_every_classifier_learns_and_is_stored_as_arrays(kind, rng):
 def test_exported_decision_equals_scikit_learn(kind, rng):
     values, labels = two_classes(rng)
     anchor = AnchorClassifier(kind, strength=0.1).fit(values, labels)
-    theirs = anchor._build(0.1).fit(values, labels)
+    theirs = anchor.build(0.1).fit(values, labels)
     mine = anchor.decision_function(values)
     assert np.array_equal(mine > 0, theirs.predict(values) == 1)
     if kind != "prototype":

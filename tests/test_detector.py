@@ -8,7 +8,9 @@ from PIL import Image
 
 import dna_probe
 from dna_probe import detector as detector_module
+from dna_probe.anchor import AnchorClassifier
 from dna_probe.backbones import open_backbone
+from dna_probe.collection import Features, collect_features
 from dna_probe.errors import ArtefactError, DataError, DnaProbeError, NumericalError
 from dna_probe.evaluation.baselines import (
     control_features,
@@ -18,8 +20,17 @@ from dna_probe.evaluation.baselines import (
     thumbnail_scores,
 )
 from dna_probe.evaluation.metrics import auc, auc_interval
+from dna_probe.fitting import HASH_DIGITS, DnaSettings, fit_units, real_images, stack
+from dna_probe.images.processed import DEFAULT_VIEWS
+from dna_probe.images.reading import content_hash
+from dna_probe.images.sets import ImageSet
+from dna_probe.images.sources import EncodedImage
+from dna_probe.images.views import Equalisation
+from dna_probe.scoring import readings_of
 
 from .planted import Planted, images
+
+LAYER = "blocks.3.hook_resid_post"
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +138,121 @@ class TestFit:
         compiled = torch.compile(fitted.backbone.module)
         again = dna_probe.fit(compiled, images(30))
         assert again.units == fitted.units
+
+
+class TestViews:
+    def test_none_is_reproducible_and_not_the_default(self, backbone, fitted):
+        a, b = (dna_probe.fit(backbone, images(15), views=(), seed=4) for _ in range(2))
+        assert a.units == b.units and a.anchor.to_json() == b.anchor.to_json()
+        assert a.provenance["views"] == [] and fitted.provenance["views"] == list(DEFAULT_VIEWS)
+        assert a.anchor.to_json() != dna_probe.fit(backbone, images(15), seed=4).anchor.to_json()
+
+    def test_they_are_no_images_of_their_own(self, backbone):
+        """Neither counted nor calibrated on: with 10 reals no rate below 1 in 11 can be set."""
+        detector = dna_probe.fit(backbone, images(10), views=("blur", "jpeg"), layers=[LAYER], target_fpr=1 / 11)
+        assert detector.provenance["images"] == {"real": 10, "fake": 10}
+        assert len(detector.provenance["image_hashes"]) == 20
+        with pytest.raises(DataError, match="there are 10"):
+            dna_probe.fit(backbone, images(10), views=("blur", "jpeg"), layers=[LAYER], target_fpr=1 / 12)
+
+    def test_an_unknown_one_is_refused_before_any_forward_pass(self, backbone):
+        ran = []
+        handle = backbone.module.register_forward_hook(lambda *a: ran.append(1))
+        with pytest.raises(DnaProbeError, match=r"Unknown view 'blurr'\. Did you mean 'blur'"):
+            dna_probe.fit(backbone, images(5), views=("blur", "blurr"))
+        handle.remove()
+        assert not ran
+
+    def test_an_image_and_its_views_share_name_group_and_fold(self, rng):
+        data = dna_probe.read_images(images(3))
+        parts = [Features(data, {"r": rng.normal(size=(6, 2)), str(i): np.zeros((6, 1))}, {}) for i in range(3)]
+        rows = stack(parts[0], parts[1:])
+        assert rows.images.names == data.names * 3 and rows.images.groups == data.groups * 3
+        assert rows.images.labels.tolist() == data.labels.tolist() * 3
+        assert list(rows.values) == ["r"], "a reading that some view lacks is left out"
+        np.testing.assert_array_equal(rows.values["r"], np.concatenate([part.values["r"] for part in parts]))
+        alone = stack(parts[0], [])
+        assert alone.images.names == data.names and len(alone.values["r"]) == 6
+
+
+class TestMoreReals:
+    @pytest.fixture(scope="class")
+    @classmethod
+    def reals(cls):
+        return images(20, seed=11)[0][:20]
+
+    def test_they_join_the_shots_and_are_counted(self, backbone, reals, fresh):
+        plain = dna_probe.fit(backbone, images(15), shots=8, layers=[LAYER])
+        detector = dna_probe.fit(backbone, images(15), shots=8, layers=[LAYER], reals=reals)
+        assert plain.provenance["images"] == {"real": 8, "fake": 8}
+        assert detector.provenance["images"] == {"real": 28, "fake": 8} and detector.provenance["shots"] == 8
+        assert set(plain.provenance["image_hashes"]) < set(detector.provenance["image_hashes"])
+        assert auc(fresh[1], detector.predict_proba(fresh[0])[:, 1]) > 0.9
+
+    def test_they_count_for_the_operating_point(self, backbone, reals):
+        with pytest.raises(DataError, match="needs at least 19 real training images, and there are 8"):
+            dna_probe.fit(backbone, images(8), layers=[LAYER], target_fpr=0.05)
+        assert dna_probe.fit(backbone, images(8), layers=[LAYER], target_fpr=0.05, reals=reals).anchor.calibrated_
+
+    def test_they_are_equalised_as_the_others_are(self, backbone, reals):
+        treatment = Equalisation(32, 32, 90)
+        detector = dna_probe.fit(backbone, images(4), layers=[LAYER], reals=reals, equalisation=treatment)
+        treated = {content_hash(EncodedImage("", treatment(real)))[:HASH_DIGITS] for real in reals}
+        assert treated <= set(detector.provenance["image_hashes"])
+
+    def test_one_that_cannot_be_read_is_skipped_and_listed(self, backbone, folder):
+        (folder / "real" / "bad.png").write_bytes(b"not an image")
+        detector = dna_probe.fit(backbone, images(5), layers=[LAYER], reals=folder / "real")
+        assert detector.provenance["images"] == {"real": 11, "fake": 5}
+        assert [Path(name).name for name, _ in detector.skipped] == ["bad.png"]
+
+    def test_a_folder_files_and_patterns_are_the_same_images(self, folder):
+        real = folder / "real"
+        found = [
+            real_images(given)
+            for given in (real, str(real), [real], sorted(real.iterdir()), f"{real}/*.png", [f"{real}/*.png"])
+        ]
+        assert {one.fingerprint() for one in found} == {found[0].fingerprint()}
+        assert len(found[0]) == 6 and not found[0].labels.any() and set(found[0].generators) == {"real"}
+
+    def test_each_is_a_group_of_its_own_that_no_other_set_has(self, reals):
+        data, more = dna_probe.read_images(images(20)), real_images(reals)
+        assert len(more) == len(set(more.groups)) == 20 and not set(more.groups) & set(data.groups)
+        assert len(real_images(reals[0])) == len(real_images((Image.fromarray(reals[0]),))) == 1
+
+    def test_a_set_keeps_its_groups(self, reals):
+        given = ImageSet(tuple(reals), np.zeros(20), groups=("same photographer",) * 20)
+        assert real_images(given) is given
+
+    def test_where_there_is_nothing_it_is_named(self, tmp_path):
+        (tmp_path / "empty").mkdir()
+        for given, told in (
+            (tmp_path / "empty", "No images in .*empty"),
+            (tmp_path / "gone", "No such file or folder: .*gone"),
+            ([], "No images were given"),
+        ):
+            with pytest.raises(DataError, match=told):
+                real_images(given)
+
+
+class TestFitUnits:
+    @pytest.mark.parametrize("classifier", ["whitened", "logistic"])
+    def test_without_calibration_units_and_decision_are_the_same(self, classifier, backbone):
+        data = dna_probe.read_images(images(12))
+        readings = readings_of(backbone, [LAYER], ("cls", "mean"))
+        features = collect_features(backbone, data, readings)
+        settings = DnaSettings(classifier=classifier, views=())
+        with_it, without = (
+            fit_units(features, readings, None, AnchorClassifier(classifier), settings, calibrate=calibrate)
+            for calibrate in (True, False)
+        )
+        values = features.of(readings)[:, with_it.unit_set.mask]
+        assert with_it.unit_set.units == without.unit_set.units
+        np.testing.assert_array_equal(
+            with_it.anchor.decision_function(values), without.anchor.decision_function(values)
+        )
+        assert with_it.anchor.calibrated_ and with_it.out_of_fold_auc is not None
+        assert not without.anchor.calibrated_ and without.out_of_fold_auc is None
 
 
 class TestJudge:
@@ -319,7 +445,8 @@ class TestArtefact:
 
 class TestControls:
     def test_random_units_are_worse_than_the_planted_ones(self, backbone, fresh):
-        detector = dna_probe.fit(backbone, images(30), layers=["blocks.3.hook_resid_post"])
+        names = {"layers": ["blocks.3.hook_resid_post"], "scorer": "triadic", "kinds": ("cls",), "views": ()}
+        detector = dna_probe.fit(backbone, images(30), **names, cut="top_k", k=6)
         train, test = (control_features(detector, dna_probe.read_images(data)) for data in (images(30), fresh))
         drawn = random_unit_scores(detector, train, test, draws=10)
         ours = auc(test.images.labels, detector_scores(detector, test))

@@ -2,11 +2,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import norm
 
 from dna_probe.errors import DnaProbeError, NumericalError
 from dna_probe.scoring import UnitScores
 from dna_probe.sites import Reading, Site
-from dna_probe.truncation import find_knee, truncate
+from dna_probe.truncation import CUTS, UnitSet, find_knee, local_false_discovery_rate, needs_resamples, truncate
 
 
 def scores_of(score, p_value=None, widths=None, resamples=()):
@@ -113,6 +114,10 @@ def test_cuts_do_not_depend_on_scale_or_order(scale, seed):
         ("fraction", {"fraction": 1.5}, "fraction = 1.5 is not a share"),
         ("fdr", {"alpha": 2}, "alpha = 2 is not a level"),
         ("top_k", {"sensitivity": 2}, "Cut 'top_k' does not take sensitivity"),
+        ("local_fdr", {"level": 0}, "level = 0 is not a level"),
+        ("stable", {"frequency": 1.1}, "frequency = 1.1 is not a share"),
+        ("stable", {}, "The cut 'stable' needs scores of resampled images"),
+        ("stabel", {}, "Unknown cut 'stabel'. Did you mean 'stable'"),
     ],
 )
 def test_wrong_use_is_named(cut, parameters, message):
@@ -127,3 +132,94 @@ def test_support_follows_scikit_learn():
     assert units.get_feature_names_out().tolist() == units.units
     assert list(units.table()["score"]) == [3, 2]
     assert units.to_json()["spread"] == [2, 2, 2]
+
+
+def rankings(rng, draws=10, units=200, steady=10, lucky=10):
+    """Scores in which ``steady`` units are always on top, and as many others as ``lucky`` in each draw by chance."""
+    found = rng.random((draws, units)) * 0.05
+    found[:, :steady] += 1
+    for draw in found:
+        draw[rng.choice(np.arange(steady, units), lucky, replace=False)] += 1
+    return found
+
+
+def test_stable_units_are_those_that_stay_on_top(rng):
+    draws = rankings(rng)
+    units = truncate(scores_of(draws[0], resamples=draws), "stable")
+    assert units.found and units.get_support(indices=True).tolist() == list(range(10))
+    assert units.reason == "10 units are kept in at least 60% of 10 rankings of resampled images"
+    assert np.array_equal(units.frequency[:10], np.ones(10)) and units.frequency[10:].max() < 0.6
+    assert units.spread[0] <= 20 <= units.spread[2]
+    by_share = truncate(scores_of(draws[0], resamples=draws), "stable", fraction=0.1)
+    assert set(range(10)) == set(by_share.get_support(indices=True)) and by_share.spread == (20, 20, 20)
+
+
+def test_a_share_of_draws_counts_exactly(rng):
+    draws = np.tile([3.0, 2.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], (10, 1))
+    draws[6:, 0] = 0
+    for frequency, kept in ((0.6, 1), (0.61, 0)):
+        units = truncate(scores_of(draws[0], resamples=draws), "stable", fraction=0.1, frequency=frequency)
+        assert units.mask[0] == bool(kept) and units.frequency[0] == 0.6
+
+
+def test_nothing_stable_is_a_result_with_a_reason(rng):
+    units = truncate(scores_of(np.ones(200), resamples=rng.random((10, 200))), "stable", fraction=0.05)
+    assert len(units) == 0 and not units.found
+    assert "no unit is stable: none is kept in 60% of 10 rankings of resampled images, and at most in" in units.reason
+
+
+def test_stability_per_layer(rng):
+    draws = rankings(rng, units=100)
+    doubled = np.concatenate([draws, 1000 * draws], axis=1)
+    units = truncate(scores_of(doubled[0], widths=[100, 100], resamples=doubled), "stable", "layer")
+    assert units.get_support(indices=True).tolist() == [*range(10), *range(100, 110)]
+    assert units.reason.startswith("layer 0: 10 units")
+
+
+def test_frequency_is_shown_with_the_units_and_comes_back_from_json(rng):
+    scores = scores_of(rng.random(50), resamples=rng.random((8, 50)))
+    for cut in ("knee", "top_k", "fraction", "stable"):
+        units = truncate(scores, cut, **({"k": 5} if cut == "top_k" else {}))
+        expected = dict(zip(scores.units, units.frequency, strict=True))
+        assert all(row.frequency == expected[row.unit] for row in units.table().itertuples())
+        again = UnitSet.from_json(units.to_json(), scores)
+        assert np.array_equal(again.frequency, units.frequency) and np.array_equal(again.mask, units.mask)
+    for units in (truncate(scores, "fdr"), truncate(scores_of(rng.random(50)))):
+        assert units.frequency is None and "frequency" not in units.table()
+
+
+def test_only_the_stable_cut_needs_resamples():
+    assert [cut for cut in CUTS if needs_resamples(cut)] == ["stable"]
+
+
+def test_local_fdr_keeps_planted_units(rng):
+    """A mixture whose rates are known: 10 % of z-scores around 4, the others null."""
+    z = rng.normal(size=4000)
+    z[:400] += 4
+    p_value = 2 * norm.sf(np.abs(z))
+    truth = 0.9 * 2 * norm.pdf(z) / (0.9 * 2 * norm.pdf(z) + 0.1 * (norm.pdf(z - 4) + norm.pdf(z + 4)))
+    rate = local_false_discovery_rate(p_value)
+    assert np.abs(rate - truth).mean() < 0.05
+    units = truncate(scores_of(rng.random(4000), p_value=p_value), "local_fdr")
+    kept = units.get_support(indices=True)
+    assert (kept < 400).sum() / 400 > 0.75 and (kept >= 400).mean() < 0.1
+
+
+def test_local_fdr_never_falls_as_p_values_grow(rng):
+    p_value = rng.beta(0.5, 1, 300).round(2)
+    rate = local_false_discovery_rate(p_value)
+    order = np.argsort(p_value)
+    assert (np.diff(rate[order]) >= 0).all() and (rate >= 0).all() and (rate <= 1).all()
+    shuffled = rng.permutation(300)
+    assert np.allclose(local_false_discovery_rate(p_value[shuffled]), rate[shuffled])
+
+
+def test_local_fdr_keeps_nothing_where_nothing_differs():
+    """Of many sets of null units at most a share ``level`` has a unit left; none where every p-value is one."""
+    kept = []
+    for seed in range(300):
+        p_value = np.random.default_rng(seed).random(200)
+        kept.append((local_false_discovery_rate(p_value) <= 0.2).any())
+    assert np.mean(kept) < 0.27
+    units = truncate(scores_of(np.arange(20.0), p_value=np.ones(20)), "local_fdr")
+    assert len(units) == 0 and units.reason == "no unit differs at a local false discovery rate of 0.2"

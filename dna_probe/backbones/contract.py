@@ -95,6 +95,10 @@ class Backbone:
         """The MLP site of a layer, or None where it has none."""
         return self.sites.get(f"blocks.{layer}.mlp.hook_post")
 
+    def heads(self, layer: int) -> Site | None:
+        """The site of a layer's attention heads, side by side before their projection, or None where it has none."""
+        return self.sites.get(f"blocks.{layer}.attn.hook_z")
+
     def pattern(self, layer: int) -> Site | None:
         """The attention site of a layer, or None where attention is not over all tokens or not exposed."""
         return self.sites.get(f"blocks.{layer}.attn.hook_pattern")

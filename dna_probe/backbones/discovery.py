@@ -1,7 +1,7 @@
 """Find a model's sites by watching one forward pass of a trial image, not by trusting its source code.
 
 A family module (``timm``, ``plain``) proposes which modules are the layers. What fired, when, and with which shape
-decides the rest: layout, width, the MLP and attention sites inside a block, prefix tokens, firing order.
+decides the rest: layout, width, the MLP, head and attention sites inside a block, prefix tokens, firing order.
 """
 
 from __future__ import annotations
@@ -145,8 +145,9 @@ def find_sites(model: nn.Module, layers: Layers, record: Mapping[str, Fired], si
     ends = [site for _, site in found]
     grid = _grid(model, ends, [record[site.module].output or () for site in ends], size)
     for end in ends if layers.kind == "residual" else ():
-        mlp, pattern = mlp_site(model, end, record), pattern_site(model, end, record) if grid else None
-        found += [(record[site.module].input_at, site) for site in (mlp, pattern) if site is not None]
+        inside = [mlp_site(model, end, record), heads_site(model, end, record)]
+        inside += [pattern_site(model, end, record)] if grid else []
+        found += [(record[site.module].input_at, site) for site in inside if site is not None]
     found.sort(key=lambda pair: pair[0])
     sites = {site.name: site for _, site in found}
     return Sites(
@@ -193,6 +194,25 @@ def mlp_site(model: nn.Module, end: Site, record: Mapping[str, Fired]) -> Site |
             inside = (end.prefix_tokens, end.class_token) if layout == "tokens" else (0, False)
             return Site(f"blocks.{end.layer}.mlp.hook_post", "mlp", end.layer, path, "input", layout, hidden, *inside)
     return None
+
+
+def heads_site(model: nn.Module, end: Site, record: Mapping[str, Fired]) -> Site | None:
+    """The input of the projection ``attn.proj`` of a block, over all its tokens: its heads' outputs side by side.
+
+    None for attention within windows, and for attention that calls no module of that name.
+    """
+    from torch import nn
+
+    owner = f"{end.module}.attn"
+    path, modules = f"{owner}.proj", dict(model.named_modules())
+    projection, heads = modules.get(path), getattr(modules.get(owner), "num_heads", 0)
+    if not isinstance(projection, nn.Linear) or not isinstance(heads, int) or heads < 1:
+        return None
+    width, output = projection.in_features, record[end.module].output or ()
+    if len(output) != 3 or record[path].input != (*output[:2], width) or width % heads:
+        return None
+    name, tokens = f"blocks.{end.layer}.attn.hook_z", (end.prefix_tokens, end.class_token)
+    return Site(name, "heads", end.layer, path, "input", "tokens", width, *tokens, heads)
 
 
 def pattern_site(model: nn.Module, end: Site, record: Mapping[str, Fired]) -> Site | None:

@@ -18,6 +18,7 @@ from dna_probe.cli.locate import locate
 from dna_probe.cli.manifest import manifest
 from dna_probe.cli.plot import plot
 from dna_probe.cli.predict import predict
+from dna_probe.cli.verify import verify
 from dna_probe.errors import DnaProbeError
 
 # What typer ends with on Ctrl-C.
@@ -31,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, locate, fit, predict, evaluate, benchmark, compare, audit, manifest, plot, backbones):
+for command in (demo, locate, fit, predict, evaluate, verify, benchmark, compare, audit, manifest, plot, backbones):
     app.command()(command)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -33,6 +34,20 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace --out if i
 LayoutName = Annotated[
     str, typer.Option("--layout", help="How DATA lies: auto finds out and says it; or a name such as genimage.")
 ]
+Kinds = Annotated[
+    str,
+    typer.Option(
+        help="Unit kinds, by comma: cls, mean, max, std, top of a block's output, the same of its MLP (mlp, "
+        "mlp_mean, ...), heads, heads_mean."
+    ),
+]
+Scorer = Annotated[str, typer.Option(help="How units are scored, for example whitened, triadic or weight.")]
+Cut = Annotated[str, typer.Option(help="Which are kept: knee, fraction, top_k, stable, fdr or local_fdr.")]
+Fraction = Annotated[float | None, typer.Option(help="Share of the units that the cut 'fraction' keeps.")]
+Classifier = Annotated[str, typer.Option(help="whitened, logistic, linear_svm, rbf_svm, lda or prototype.")]
+Views = Annotated[
+    str, typer.Option(help="Processed views of each training image, by comma: blur, resize, jpeg, webp, noise, crop.")
+]
 Equalise = Annotated[
     bool, typer.Option("--equalise", help="Give both classes one size, codec and quality first, and say what changed.")
 ]
@@ -46,8 +61,8 @@ TargetFpr = Annotated[
 
 
 def names(text: str) -> tuple[str, ...]:
-    """The parts of a list by comma."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    """The parts of a list by comma; commas in square brackets belong to the part."""
+    return tuple(part.strip() for part in re.split(r",(?![^\[]*\])", text) if part.strip())
 
 
 def read_set(data: Path, layout: str, quiet: bool) -> ImageSet:

@@ -29,7 +29,9 @@ def benchmark(
         typer.Option(help="few-shot, leave-one-generator-out, cross-set, train-test, temporal or robustness."),
     ] = "few-shot",
     test: Annotated[list[Path] | None, typer.Option(help="Data set that cross-set tests on; repeatable.")] = None,
-    methods: Annotated[str, typer.Option(help="By comma, such as dna,last-linear; 'all' is every one.")] = "all",
+    methods: Annotated[
+        str, typer.Option(help="By comma, such as dna,last-linear or dna[scorer=weight]; 'all' is every one.")
+    ] = "all",
     shots: Annotated[
         str | None, typer.Option(help="Images per class, by comma, or all; left out, by protocol.")
     ] = None,
@@ -37,6 +39,10 @@ def benchmark(
         int | None, typer.Option(min=1, help="Repetitions with other images; left out, by protocol.")
     ] = None,
     train_on: Annotated[str, typer.Option(help="each generator, a mix of all, or names by comma, mixed.")] = "each",
+    reals: Annotated[
+        str | None,
+        typer.Option(help="Real images to train on, where more than shots: a number, or all."),
+    ] = None,
     test_fraction: Annotated[float, typer.Option(help="Share of the groups that each draw holds out.")] = 0.5,
     cutoffs: Annotated[str, typer.Option(help="Dates of temporal, by comma: 2023-06-30.")] = "",
     release_dates: Annotated[
@@ -49,9 +55,12 @@ def benchmark(
     equalise_to: shared.EqualiseTo = shared.EQUALISE_TO,
     target_fpr: shared.TargetFpr = None,
     rule: Annotated[str, typer.Option(help="Layer rule of the method dna.")] = "transition",
-    kinds: Annotated[str, typer.Option(help="Unit kinds of dna, by comma: cls, mean, mlp, mlp_mean.")] = "cls",
-    scorer: Annotated[str, typer.Option(help="Scorer of dna.")] = "triadic",
-    cut: Annotated[str, typer.Option(help="Cut of dna: knee, top_k, fraction or fdr.")] = "knee",
+    kinds: shared.Kinds = "cls,mean",
+    scorer: shared.Scorer = "whitened",
+    cut: shared.Cut = "knee",
+    fraction: shared.Fraction = None,
+    classifier: shared.Classifier = "whitened",
+    views: shared.Views = "blur",
     jobs: Annotated[int, typer.Option(min=0, help="Processes for the fits; 0 takes every core.")] = 0,
     weights: shared.Weights = None,
     random_weights: shared.RandomWeights = False,
@@ -73,9 +82,10 @@ def benchmark(
     import joblib
 
     from dna_probe.evaluation.harness import benchmark as run_benchmark
-    from dna_probe.evaluation.methods import METHODS, DnaSettings
+    from dna_probe.evaluation.methods import METHODS
     from dna_probe.evaluation.preparation import Settings, read_release_dates
     from dna_probe.evaluation.protocols import Plan
+    from dna_probe.fitting import DnaSettings
     from dna_probe.storage import replacing_folder, require_free
 
     default_shots, default_draws = DEFAULTS.get(protocol, OTHERWISE)
@@ -86,11 +96,20 @@ def benchmark(
             shots=_shots(shots or default_shots),
             draws=draws or default_draws,
             train_on=train_on,
+            reals=_shots(reals)[0] if reals else None,
             test_fraction=test_fraction,
             cutoffs=shared.names(cutoffs),
             seed=seed,
         ),
-        dna=DnaSettings(rule=rule, kinds=shared.names(kinds), scorer=scorer, cut=cut),
+        dna=DnaSettings(
+            rule=rule,
+            kinds=shared.names(kinds),
+            scorer=scorer,
+            cut=cut,
+            classifier=classifier,
+            views=shared.names(views),
+            parameters=() if fraction is None else (("fraction", fraction),),
+        ),
         equalisation=shared.make_equalisation(equalise, equalise_to),
         target_fpr=target_fpr,
         release_dates=read_release_dates(release_dates) if release_dates else (),

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,11 +18,16 @@ def fit(
     layer: Annotated[
         list[str] | None, typer.Option(help="Site name of a layer, in place of a rule; repeatable.")
     ] = None,
-    kinds: Annotated[str, typer.Option(help="Unit kinds, by comma: cls, mean, mlp, mlp_mean.")] = "cls",
-    scorer: Annotated[str, typer.Option(help="triadic, a variant of it, or a single factor; see README.")] = "triadic",
-    cut: Annotated[str, typer.Option(help="knee, top_k, fraction or fdr.")] = "knee",
+    kinds: shared.Kinds = "cls,mean",
+    scorer: shared.Scorer = "whitened",
+    cut: shared.Cut = "knee",
+    fraction: shared.Fraction = None,
     scope: Annotated[str, typer.Option(help="Cut one ranking of all units (global) or one per layer.")] = "global",
-    classifier: Annotated[str, typer.Option(help="logistic, linear_svm, rbf_svm, lda or prototype.")] = "logistic",
+    classifier: shared.Classifier = "whitened",
+    views: shared.Views = "blur",
+    reals: Annotated[
+        list[Path] | None, typer.Option(help="More real images, beyond the shots: folder, file or glob; repeatable.")
+    ] = None,
     target_fpr: shared.TargetFpr = None,
     layout: shared.LayoutName = "auto",
     equalise: shared.Equalise = False,
@@ -40,14 +45,19 @@ def fit(
 ) -> None:
     """Fit a few-shot detector on the units that respond to forgery."""
     from dna_probe.fitting import fit as fit_detector
+    from dna_probe.fitting import real_images
+    from dna_probe.images.views import equalise_set
     from dna_probe.storage import require_free
 
     require_free(out, overwrite)
     images = shared.read_set(data, layout, quiet)
     treatment = shared.make_equalisation(equalise, equalise_to)
+    more = real_images(reals) if reals else None
     if treatment is not None:
         images = shared.equalise(images, treatment, workers, quiet)
+        more = more and equalise_set(more, treatment, workers)
     model = shared.make_backbone(backbone, weights, device, random_weights)
+    parameters: dict[str, Any] = {} if fraction is None else {"fraction": fraction}
     detector = fit_detector(
         model,
         images,
@@ -59,9 +69,12 @@ def fit(
         cut=cut,
         scope=scope,
         classifier=classifier,
+        views=shared.names(views),
+        reals=more,
         target_fpr=target_fpr,
         seed=seed,
         options=shared.make_options(batch_size, workers, cache, quiet),
+        **parameters,
     )
     detector = replace(detector, equalisation=treatment)
     detector.save(out, overwrite)

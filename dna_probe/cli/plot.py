@@ -13,6 +13,9 @@ WRITERS = {
     "scores.json": "'fit'",
     "results.json": "'benchmark'",
     "audit.json": "'audit'",
+    "verification.json": "'verify'",
+    "stability.json": "'verify --checks stability'",
+    "selectivity.json": "'verify --checks selectivity'",
 }
 
 
@@ -20,10 +23,13 @@ def plot(
     figure: Annotated[
         str,
         typer.Argument(
-            help="attention-shift, layers, scores, audit, few-shot, generators, robustness, reliability or roc."
+            help="attention-shift, layers, scores, audit, few-shot, generators, robustness, reliability, roc, masking, "
+            "stability or units."
         ),
     ],
-    run: Annotated[Path, typer.Argument(help="Folder that 'locate', 'fit', 'demo', 'audit' or 'benchmark' wrote.")],
+    run: Annotated[
+        Path, typer.Argument(help="Folder that 'locate', 'fit', 'demo', 'audit', 'benchmark' or 'verify' wrote.")
+    ],
     out: Annotated[Path, typer.Option(help="File to write: .pdf, .svg or .png.")],
     columns: Annotated[int | None, typer.Option(min=1, max=2, help="Width: 1 or 2 columns of a paper.")] = None,
     overwrite: shared.Overwrite = False,

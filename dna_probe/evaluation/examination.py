@@ -138,7 +138,7 @@ def evaluate(
     return Evaluation(
         origin=given.origin,
         rows=_rows(detector, judged, values, seed),
-        trained_on=_trained_on(detector, given, [one.sha256 for one in seen], images.names),
+        trained_on=trained_on(detector, given, [one.sha256 for one in seen], images.names),
         audit=audit_inspected(images, seen, seed=seed).to_json() if both else None,
         skipped=(*given.skipped, *failures),
         provenance={
@@ -153,7 +153,7 @@ def evaluate(
     )
 
 
-def _trained_on(detector: Detector, given: ImageSet, hashes: Sequence[str], names: Sequence[str]) -> list[str]:
+def trained_on(detector: Detector, given: ImageSet, hashes: Sequence[str], names: Sequence[str]) -> list[str]:
     """Names of the images that the detector was fitted on, as they are or as it treats them."""
     known = set(detector.provenance.get("image_hashes", ()))
     found = {name for name, one in zip(names, hashes, strict=True) if one[:HASH_DIGITS] in known}

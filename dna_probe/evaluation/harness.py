@@ -18,14 +18,12 @@ import numpy as np
 from dna_probe.cache import digest
 from dna_probe.collection import (
     Features,
-    GradientRequest,
     Options,
     collect_features,
-    collect_many_gradients,
     progress_bar,
 )
 from dna_probe.errors import ArtefactError, DataError, DnaProbeError
-from dna_probe.evaluation.methods import METHODS, DnaSettings, Located, Method, Training, Undecided, View
+from dna_probe.evaluation.methods import Method, Undecided, make_method
 from dna_probe.evaluation.outcomes import CellOutcome, Condition
 from dna_probe.evaluation.preparation import Bench, Say, Settings, plan, prepare
 from dna_probe.evaluation.protocols import Cell
@@ -38,14 +36,23 @@ from dna_probe.evaluation.results import (
     measure_outcome,
     summarise,
 )
-from dna_probe.fitting import versions
+from dna_probe.evaluation.training import Located, Locator, Training, View, locator
+from dna_probe.fitting import DnaSettings, versions
 from dna_probe.images.degradations import available_degradations, unavailable_degradations
+from dna_probe.images.processed import process
 from dna_probe.images.reading import read_image
 from dna_probe.images.sets import FAKE, ImageSet
 from dna_probe.images.sources import EncodedImage
 from dna_probe.location import layer_reading, map_site, take_layers
 from dna_probe.probing import small_fits
-from dna_probe.scoring import SCORERS, readings_of, reference_head
+from dna_probe.scorers import SCORERS
+from dna_probe.scoring import (
+    SensitivityRequest,
+    collect_many_sensitivities,
+    head_readings,
+    readings_of,
+    reference_head,
+)
 
 if TYPE_CHECKING:
     from dna_probe.backbones.contract import Backbone
@@ -61,15 +68,20 @@ class BenchmarkRun:
 
     Attributes:
         result: what it measured, together.
-        rows: one mapping per cell, condition, method and tested generator.
+        measured: the measures of every cell, condition, method and tested generator.
         outcomes: file of each cell, in order.
         bench: the images.
     """
 
     result: BenchmarkResult
-    rows: Sequence[Mapping[str, Any]]
+    measured: Measured
     outcomes: Sequence[Path]
     bench: Bench
+
+    @property
+    def rows(self) -> Sequence[Mapping[str, Any]]:
+        """One mapping per cell, condition, method and tested generator."""
+        return self.measured.rows
 
 
 def benchmark(
@@ -134,7 +146,7 @@ def benchmark(
     info = _info(bench, backbone, settings, cells, [CellOutcome.read(file).notes for file in files])
     outcomes = (CellOutcome.read(file) for file in files)
     result = summarise(info, measured, curves_of(outcomes, images), settings.plan.seed)
-    return BenchmarkRun(result, measured.rows, files, bench)
+    return BenchmarkRun(result, measured, files, bench)
 
 
 def _make(folder: Path) -> None:
@@ -159,51 +171,52 @@ def _conditions(settings: Settings) -> tuple[Condition, ...]:
 
 
 @dataclass(frozen=True, eq=False)
-class _Network:
-    """A backbone with what it made of all images, and how the detector's layers and gradients come from it."""
+class Network:
+    """A backbone with what it made of all images, and how layers, gradients and attributions come from it."""
 
     backbone: Backbone
     features: Features
-    dna: DnaSettings
 
     @classmethod
     def collect(
-        cls, backbone: Backbone, images: ImageSet, dna: DnaSettings, options: Options, locating: bool = True
-    ) -> _Network:
-        """Features of the images, with the attention that layers are located by unless they are for testing alone."""
+        cls, backbone: Backbone, images: ImageSet, kinds: Sequence[str], options: Options, locating: bool = True
+    ) -> Network:
+        """Features of the images, with the attention that layers are located by unless ``locating`` is off."""
         names = [site.name for site in backbone.layers]
         readings = {r.name: r for r in map(layer_reading, backbone.layers)}
-        readings |= {r.name: r for r in readings_of(backbone, names, dna.kinds)}
+        readings |= {r.name: r for r in readings_of(backbone, names, kinds)}
         maps = [map_site(backbone, site) for site in backbone.layers] if locating else []
         features = collect_features(backbone, images, list(readings.values()), maps, options)
         if len(features.images) != len(images):
             name, reason = features.images.skipped[-1]
             raise DataError(f"{name} cannot be given to the backbone", reason, "Leave it out")
-        return cls(backbone, features, dna)
+        return cls(backbone, features)
 
     @property
     def layers(self) -> tuple[str, ...]:
         return tuple(layer_reading(site).name for site in self.backbone.layers)
 
-    def locate(self, cells: Sequence[Cell], options: Options) -> list[Located]:
-        """Layers and gradients on the training images of each cell."""
-        last = layer_reading(self.backbone.layers[-1])
+    def locate(self, cells: Sequence[Cell], dna: DnaSettings, options: Options) -> list[Located]:
+        """Layers, and what the scorer needs besides features, on the training images of each cell."""
         located: list[Located] = []
-        requests: dict[int, GradientRequest] = {}
+        requests: dict[int, SensitivityRequest] = {}
         for number, cell in enumerate(cells):
             own = self.features.subset(cell.train)
             try:
-                layers = take_layers(self.backbone, own, self.dna.rule)
-                located.append(Located(readings_of(self.backbone, layers, self.dna.kinds), None))
+                layers = take_layers(self.backbone, own, dna.rule)
+                located.append(Located(readings_of(self.backbone, layers, dna.kinds), None))
             except DnaProbeError as error:
                 located.append(Located((), None, str(error)))
                 continue
-            if SCORERS[self.dna.scorer].needs_gradients:
-                head = reference_head(own, last, cell.seed)
-                requests[number] = GradientRequest(cell.train, located[number].readings, head)
-        found = collect_many_gradients(self.backbone, self.features.images, list(requests.values()), options)
-        for number, gradients in zip(requests, found, strict=True):
-            located[number] = replace(located[number], gradients=gradients)
+            readings = located[number].readings
+            at = head_readings(self.backbone, readings, dna.scorer)
+            if SCORERS[dna.scorer].needs != "features":
+                heads = [reference_head(own, reading, cell.seed) for reading in at]
+                requests[number] = SensitivityRequest(cell.train, readings, heads)
+        wanted = list(requests.values())
+        found = collect_many_sensitivities(self.backbone, self.features, wanted, dna.scorer, options)
+        for number, sensitivity in zip(requests, found, strict=True):
+            located[number] = replace(located[number], sensitivity=sensitivity)
         return located
 
 
@@ -212,12 +225,14 @@ class _Arrays:
     """What every cell needs of the images, and nothing by which a method could know them.
 
     Attributes:
-        view: all images; ``transformed`` the test images under each condition after the first.
+        view: all images; ``processed`` the same under each processed view that a detector trains on;
+            ``transformed`` the test images under each condition after the first.
     """
 
     labels: np.ndarray
     groups: np.ndarray
     view: View
+    processed: Mapping[str, View]
     transformed: tuple[View, ...]
 
 
@@ -225,8 +240,8 @@ class _Arrays:
 class _Arena:
     """The networks of a run, the backbone and, where a method asks for it, its untrained control; and the arrays."""
 
-    network: _Network
-    untrained: _Network | None
+    network: Network
+    untrained: Network | None
     arrays: _Arrays
 
     @classmethod
@@ -242,28 +257,38 @@ class _Arena:
     ) -> _Arena:
         from dna_probe.backbones import open_backbone
 
+        kinds = list(dict.fromkeys(kind for dna in settings.detectors for kind in dna.kinds))
         say(f"Collecting features of {len(bench.images)} images with {backbone.name}")
-        network = _Network.collect(backbone, bench.images, settings.dna, options)
+        network = Network.collect(backbone, bench.images, kinds, options)
         untrained = None
-        if any(METHODS[name].needs_untrained for name in settings.methods):
+        if any(method.needs_untrained for method in settings.built.values()):
             say("The same with untrained weights, as a control")
             control = open_backbone(backbone, random_weights=True)
-            untrained = _Network.collect(control, bench.images, settings.dna, options)
+            untrained = Network.collect(control, bench.images, kinds, options)
+
+        def view_of(images: ImageSet, tables: Mapping[str, np.ndarray]) -> View:
+            own, control = (
+                one and Network.collect(one.backbone, images, kinds, options, locating=False)
+                for one in (network, untrained)
+            )
+            return _view(own, control, tables)
+
+        processed = {}
+        if any(method.needs_units for method in settings.built.values()):
+            for name in dict.fromkeys(name for dna in settings.detectors for name in dna.views):
+                say(f"The same images under the view {name!r}, to train on")
+                processed[name] = view_of(process(bench.images, name, backbone.preprocessing), {})
         transformed = []
         for condition in conditions[1:]:
             say(f"Test images under {condition.transform}, {condition.severity}")
             images = _degraded(bench.images.subset(test), condition, settings.plan.seed)
-            own, control_own = (
-                one and _Network.collect(one.backbone, images, settings.dna, options, locating=False)
-                for one in (network, untrained)
-            )
-            transformed.append(_view(own, control_own, {"thumbnail": _thumbnails(images)}))
+            transformed.append(view_of(images, {"thumbnail": _thumbnails(images)}))
         groups = np.unique(np.asarray(bench.images.groups), return_inverse=True)[1]
         view = _view(network, untrained, bench.tables)
-        return cls(network, untrained, _Arrays(bench.images.labels, groups, view, tuple(transformed)))
+        return cls(network, untrained, _Arrays(bench.images.labels, groups, view, processed, tuple(transformed)))
 
 
-def _view(network: _Network | None, untrained: _Network | None, tables: Mapping[str, np.ndarray]) -> View:
+def _view(network: Network | None, untrained: Network | None, tables: Mapping[str, np.ndarray]) -> View:
     assert network is not None
     control = None if untrained is None else View.join(untrained.features.values, untrained.layers)
     return View.join(network.features.values, network.layers, tables, control)
@@ -293,8 +318,8 @@ class _Task:
     file: Path
     settings: Settings
     trained: tuple[str, ...]
-    located: Located | None
-    untrained: Located | None
+    located: Mapping[Locator, Located]
+    untrained: Mapping[Locator, Located]
 
 
 def _tasks(
@@ -302,12 +327,15 @@ def _tasks(
 ) -> list[_Task]:
     """Some cells after their backward passes."""
     quiet, cells = replace(options, progress=False), [cell for cell, _ in todo]
-    located: list[Located | None] = [None] * len(cells)
-    untrained: list[Located | None] = [None] * len(cells)
-    if any(METHODS[name].needs_units for name in settings.methods):
-        located = [*arena.network.locate(cells, quiet)]
+    located: list[dict[Locator, Located]] = [{} for _ in cells]
+    untrained: list[dict[Locator, Located]] = [{} for _ in cells]
+    if any(method.needs_units for method in settings.built.values()):
+        for key, dna in {locator(dna): dna for dna in settings.detectors}.items():
+            for own, found in zip(located, arena.network.locate(cells, dna, quiet), strict=True):
+                own[key] = found
     if arena.untrained is not None:
-        untrained = [*arena.untrained.locate(cells, quiet)]
+        for own, found in zip(untrained, arena.untrained.locate(cells, settings.dna, quiet), strict=True):
+            own[locator(settings.dna)] = found
     tasks = []
     for (cell, file), own, control in zip(todo, located, untrained, strict=True):
         trained = sorted({images.generators[i] for i in cell.train if images.labels[i] == FAKE})
@@ -331,9 +359,11 @@ def _run_cell(task: _Task, arrays: _Arrays) -> None:
         ),
         view=arrays.view.rows(cell.train),
         settings=task.settings.dna,
+        processed={name: view.rows(cell.train) for name, view in arrays.processed.items()},
         located=task.located,
         untrained=task.untrained,
         target_fpr=task.settings.target_fpr,
+        calibrate=task.settings.calibrate,
         seed=cell.seed,
     )
     tests = [arrays.view.rows(cell.test[order]), *(view.rows(order) for view in arrays.transformed)]
@@ -341,12 +371,12 @@ def _run_cell(task: _Task, arrays: _Arrays) -> None:
     with small_fits():
         for name in task.settings.methods:
             try:
-                method: Method = METHODS[name]().fit(train)
+                method: Method = make_method(name).fit(train)
             except DnaProbeError as error:
                 # Few images may leave a method with nothing, no unit behind a strict cut, say: then it knows nothing.
                 method = Undecided(str(error))
             for number, view in enumerate(tests):
-                if METHODS[name].needs_table and METHODS[name].needs_table not in view.tables:
+                if method.needs_table and method.needs_table not in view.tables:
                     continue
                 said = method.judge(view)
                 probability = None if said.probability is None else said.probability[back]
@@ -420,6 +450,6 @@ def _info(
         "audit": bench.notes[-1 if settings.protocol == "cross-set" else 0]["audit"],
         "backbone": backbone.identity(),
         "versions": versions(),
-        "methods": {name: METHODS[name].description for name in settings.methods},
+        "methods": {name: method.description for name, method in settings.built.items()},
         "notes": notes,
     }

@@ -6,145 +6,28 @@ labels, no names, no paths, in an order that says nothing. A new one is a small 
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from dna_probe.anchor import CLASSIFIERS, AnchorClassifier, Calibration, require_resolvable
-from dna_probe.collection import Features, Gradients
+from dna_probe.anchor import AnchorClassifier, Calibration, require_resolvable
 from dna_probe.errors import DnaProbeError, unknown_name
+from dna_probe.evaluation.bases import ComponentProbe
 from dna_probe.evaluation.file_features import metadata_probe
-from dna_probe.fitting import FittedUnits, fit_units
-from dna_probe.probing import PROBE_C, folds, linear_probe, out_of_fold_scores
-from dna_probe.scoring import DEFAULT_KINDS, Evidence
-from dna_probe.sites import Reading
+from dna_probe.evaluation.training import Training, View, weights_of
+from dna_probe.fitting import DEFAULTS, DnaSettings, stack
+from dna_probe.probing import linear_probe, out_of_fold_scores
+from dna_probe.scorers import Evidence
 
 if TYPE_CHECKING:
-    from dna_probe.images.sets import ImageSet
+    pass
 
 RANDOM_DRAWS = 20
-
-
-@dataclass(frozen=True, eq=False)
-class View:
-    """Arrays of some images, in one order and without labels.
-
-    Attributes:
-        matrix: all readings side by side, (n, columns); ``spans`` are the columns of each reading by name.
-        layers: name of the default reading of each layer, in depth order.
-        tables: ``metadata`` and ``thumbnail`` -> (n, columns), what is known without the backbone.
-        untrained: the same images through the same architecture with untrained weights.
-    """
-
-    matrix: np.ndarray
-    spans: Mapping[str, slice]
-    layers: tuple[str, ...]
-    tables: Mapping[str, np.ndarray] = field(default_factory=dict)
-    untrained: View | None = None
-
-    @classmethod
-    def join(
-        cls,
-        values: Mapping[str, np.ndarray],
-        layers: Sequence[str],
-        tables: Mapping[str, np.ndarray] | None = None,
-        untrained: View | None = None,
-    ) -> View:
-        """From one array (n, width) per reading."""
-        ends = np.cumsum([part.shape[1] for part in values.values()])
-        spans = {name: slice(end - part.shape[1], end) for (name, part), end in zip(values.items(), ends, strict=True)}
-        matrix = np.concatenate(list(values.values()), axis=1)
-        return cls(matrix, spans, tuple(layers), dict(tables or {}), untrained)
-
-    @property
-    def values(self) -> dict[str, np.ndarray]:
-        """Reading name -> (n, width)."""
-        return {name: self.matrix[:, span] for name, span in self.spans.items()}
-
-    def of(self, names: Sequence[str]) -> np.ndarray:
-        """Some readings side by side, (n, units)."""
-        return np.concatenate([self.matrix[:, self.spans[name]] for name in names], axis=1)
-
-    def rows(self, index: np.ndarray) -> View:
-        """The images at these positions, in that order."""
-        tables = {name: values[index] for name, values in self.tables.items()}
-        untrained = None if self.untrained is None else self.untrained.rows(index)
-        return View(self.matrix[index], self.spans, self.layers, tables, untrained)
-
-
-@dataclass(frozen=True)
-class DnaSettings:
-    """How the detector of the method ``dna`` is fitted; names as in ``dna_probe.fit``."""
-
-    rule: str = "transition"
-    kinds: tuple[str, ...] = DEFAULT_KINDS
-    scorer: str = "triadic"
-    cut: str = "knee"
-    scope: str = "global"
-    classifier: str = "logistic"
-
-
-@dataclass(frozen=True)
-class Located:
-    """What the forward and backward passes over the training images gave: readings of the layers taken, gradients; or
-    why no layer was taken."""
-
-    readings: tuple[Reading, ...]
-    gradients: Gradients | None
-    failure: str = ""
-
-
-@dataclass(frozen=True)
-class Training:
-    """What a method may look at when it is fitted.
-
-    Attributes:
-        images: labels and groups of the training images.
-        view: their arrays.
-        located: of the backbone, where a method asks for units; ``untrained`` likewise of the untrained one.
-        target_fpr: operating point asked for, or None.
-    """
-
-    images: ImageSet
-    view: View
-    settings: DnaSettings = field(default_factory=DnaSettings)
-    located: Located | None = None
-    untrained: Located | None = None
-    target_fpr: float | None = None
-    seed: int = 0
-
-    @cached_property
-    def units(self) -> FittedUnits:
-        """The detector's units; several methods compare with them."""
-        assert self.located is not None
-        return self.find_units(self.view, self.located)
-
-    def find_units(self, view: View, located: Located) -> FittedUnits:
-        """What ``dna_probe.fit`` does behind the forward passes; raises its errors."""
-        if located.failure:
-            raise DnaProbeError(located.failure)
-        anchor = AnchorClassifier(self.settings.classifier, random_state=self.seed, target_fpr=self.target_fpr)
-        return fit_units(
-            self.features(view),
-            located.readings,
-            located.gradients,
-            anchor,
-            self.settings.scorer,
-            self.settings.cut,
-            self.settings.scope,
-            resamples=0,
-        )
-
-    def features(self, view: View) -> Features:
-        return Features(self.images, view.values, {})
-
-    @cached_property
-    def folds(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        return folds(self.images.labels, self.images.groups, seed=self.seed)
+SETTINGS = ("rule", "kinds", "scorer", "cut", "scope", "classifier", "views")
 
 
 @dataclass(frozen=True)
@@ -201,21 +84,36 @@ class Undecided(Method):
 
 
 class Dna(Method):
-    """The detector itself: what ``dna_probe.fit`` finds."""
+    """The detector itself: what ``dna_probe.fit`` finds, with its settings or with others."""
 
-    description = "forgery-discriminative units, cut at the knee"
+    description = "the detector"
     needs_units = True
 
+    def __init__(self, changes: Mapping[str, Any] | None = None):
+        self.changes = dict(changes or {})
+
+    def settings(self, settings: DnaSettings) -> DnaSettings:
+        """How this one is fitted, where the run fits its detector with these settings."""
+        return replace(settings, **self.changes)
+
     def fit(self, train: Training) -> Dna:
-        self.fitted, self.located = train.units, train.located
+        settings, untrained = self.settings(train.settings), self.needs_untrained
+        same = settings == train.settings and not untrained
+        self.fitted = train.units if same else train.find_units(settings, untrained)
+        self.names = [reading.name for reading in train.locate(settings, untrained).readings]
         return self
 
     def judge(self, test: View) -> Judgement:
-        assert self.located is not None
         anchor = self.fitted.anchor
-        values = test.of([reading.name for reading in self.located.readings])[:, self.fitted.unit_set.mask]
-        scores = anchor.decision_function(values)
-        return _judgement(scores, anchor.calibration_, values.shape[1])
+        values = weights_of(test, self.needs_untrained).of(self.names)[:, self.fitted.unit_set.mask]
+        return _judgement(anchor.decision_function(values), anchor.calibration_, values.shape[1])
+
+
+class AllUnits(Dna):
+    description = "the detector on every unit of the layers it located"
+
+    def __init__(self):
+        super().__init__({"cut": "fraction", "parameters": (("fraction", 1.0),)})
 
 
 class RandomWeights(Dna):
@@ -223,15 +121,6 @@ class RandomWeights(Dna):
 
     description = "the whole pipeline on the same architecture, its weights shuffled"
     needs_untrained = True
-
-    def fit(self, train: Training) -> RandomWeights:
-        assert train.view.untrained is not None and train.untrained is not None
-        self.fitted, self.located = train.find_units(train.view.untrained, train.untrained), train.untrained
-        return self
-
-    def judge(self, test: View) -> Judgement:
-        assert test.untrained is not None
-        return super().judge(test.untrained)
 
 
 class Probe(Method):
@@ -318,7 +207,7 @@ class Prototype(Probe):
     description = "nearest class mean, last layer"
 
     def estimator(self, train: Training) -> Any:
-        return CLASSIFIERS["prototype"][0](PROBE_C, train.seed)
+        return AnchorClassifier("prototype", random_state=train.seed).build(1.0)
 
 
 class NearestNeighbours(Probe):
@@ -336,7 +225,7 @@ class RbfSvm(Probe):
     def estimator(self, train: Training) -> Any:
         anchor = AnchorClassifier("rbf_svm", random_state=train.seed)
         c = anchor.choose_strength(self.columns(train.view), train.images.labels, train.images.groups)
-        return CLASSIFIERS["rbf_svm"][0](c, train.seed)
+        return anchor.build(c)
 
 
 class L1(AllLayers):
@@ -395,19 +284,22 @@ class RandomUnits(Method):
     needs_units = True
 
     def fit(self, train: Training) -> RandomUnits:
-        assert train.located is not None
         rng = np.random.default_rng(train.seed)
-        anchor, mask = train.units.anchor, train.units.unit_set.mask
-        self.names = [reading.name for reading in train.located.readings]
-        values, labels = train.view.of(self.names), train.images.labels
-        ends = np.cumsum([reading.width for reading in train.located.readings])
-        parts = [np.arange(end - reading.width, end) for reading, end in zip(train.located.readings, ends, strict=True)]
+        unit_set, readings = train.units.unit_set, train.locate(train.settings).readings
+        rows = stack(train.features(), train.views(train.settings))
+        self.names = [reading.name for reading in readings]
+        values, labels = rows.of(readings), rows.images.labels
+        starts = np.cumsum([0, *(reading.width for reading in readings)])
         self.drawn = [
-            np.concatenate([rng.choice(part, mask[part].sum(), replace=False) for part in parts])
+            np.concatenate(
+                [
+                    start + rng.choice(reading.width, count, replace=False)
+                    for reading, start, count in zip(readings, starts[:-1], unit_set.widths, strict=True)
+                ]
+            )
             for _ in range(RANDOM_DRAWS)
         ]
-        build = CLASSIFIERS[anchor.kind][0]
-        self.fitted = [build(anchor.strength_, train.seed).fit(values[:, own], labels) for own in self.drawn]
+        self.fitted = [train.units.anchor.build().fit(values[:, own], labels) for own in self.drawn]
         return self
 
     def judge(self, test: View) -> Judgement:
@@ -415,6 +307,27 @@ class RandomUnits(Method):
         pairs = zip(self.fitted, self.drawn, strict=True)
         scores = np.stack([_decide(fitted, values[:, own]) for fitted, own in pairs])
         return Judgement(scores, None, 0.0, None, len(self.drawn[0]))
+
+
+class Ica(Probe):
+    """As many independent components of the readings that the detector located as it reads units (RGE, arXiv
+    2610.08639, with our budget in place of its share of the components)."""
+
+    description = "as many independent components of the same layers (RGE)"
+    needs_units = True
+
+    def prepare(self, train: Training) -> None:
+        self.names = [reading.name for reading in train.locate(train.settings).readings]
+
+    def columns(self, view: View) -> np.ndarray:
+        return view.of(self.names)
+
+    def estimator(self, train: Training) -> ComponentProbe:
+        widths = tuple(reading.width for reading in train.locate(train.settings).readings)
+        return ComponentProbe(widths, len(train.units.unit_set), train.seed)
+
+    def reads(self, values: np.ndarray) -> int:
+        return self.fitted.kept_.size
 
 
 class Metadata(Probe):
@@ -440,6 +353,7 @@ class Thumbnail(Probe):
 
 METHODS: dict[str, type[Method]] = {
     "dna": Dna,
+    "all-units": AllUnits,
     "last-linear": LastLinear,
     "best-layer": BestLayer,
     "all-layers": AllLayers,
@@ -450,22 +364,50 @@ METHODS: dict[str, type[Method]] = {
     "l1": L1,
     "random-units": RandomUnits,
     "top-d": TopD,
+    "ica": Ica,
     "metadata": Metadata,
     "thumbnail": Thumbnail,
     "random-weights": RandomWeights,
 }
 
 
-def require_methods(names: Sequence[str]) -> list[type[Method]]:
-    """The methods of these names.
+def make_method(name: str) -> Method:
+    """A method, unfitted, by name, or a variant of the detector: ``dna[scorer=weight,cut=top_k,k=50,views=]``.
+
+    A variant names what differs from the detector of the run: ``rule``, ``kinds`` and ``views`` (joined by ``+``),
+    ``scorer``, ``cut``, ``scope``, ``classifier``, and numbers for the cut.
 
     Raises:
         DnaProbeError: a mistyped name.
     """
-    for name in names:
-        if name not in METHODS:
-            raise unknown_name("method", name, METHODS)
-    return [METHODS[name] for name in names]
+    variant = re.fullmatch(r"dna\[(?P<changes>.*)\]", name)
+    if variant:
+        return Dna(_changes(variant["changes"]))
+    if name not in METHODS:
+        raise unknown_name("method", name, METHODS)
+    return METHODS[name]()
+
+
+def _changes(text: str) -> dict[str, Any]:
+    changes: dict[str, Any] = {}
+    numbers = []
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals:
+            raise DnaProbeError(f"{part!r} changes nothing", fix="Write it as name=value, for example scorer=weight")
+        if name in ("kinds", "views"):
+            changes[name] = tuple(filter(None, value.split("+")))
+        elif name in ("rule", "scorer", "cut", "scope", "classifier"):
+            changes[name] = value
+        else:
+            try:
+                numbers.append((name, float(value)))
+            except ValueError:
+                raise unknown_name("setting", name, SETTINGS) from None
+    if numbers or "cut" in changes:
+        changes["parameters"] = tuple(numbers)
+    replace(DEFAULTS, **changes).check()
+    return changes
 
 
 def _contrast(values: np.ndarray, labels: np.ndarray) -> np.ndarray:

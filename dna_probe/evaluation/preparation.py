@@ -4,27 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dna_probe.anchor import CLASSIFIERS, require_rate, require_resolvable
+from dna_probe.anchor import require_rate, require_resolvable
 from dna_probe.collection import Options, progress_bar
 from dna_probe.errors import DataError, unknown_name
 from dna_probe.evaluation.audit import audit_inspected, inspect_set
-from dna_probe.evaluation.methods import METHODS, DnaSettings, require_methods
+from dna_probe.evaluation.methods import METHODS, Dna, Method, make_method
 from dna_probe.evaluation.protocols import PROTOCOLS, Cell, Plan, plan_cells
+from dna_probe.fitting import DEFAULTS, DnaSettings
 from dna_probe.images.degradations import available_degradations, unavailable_degradations
 from dna_probe.images.duplicates import join_near_duplicates
 from dna_probe.images.layouts import read_images
 from dna_probe.images.sampling import require_two_classes
 from dna_probe.images.sets import FAKE, REAL, UNLABELLED, ImageSet, join
 from dna_probe.images.views import Equalisation, equalisation_report, equalise_set, unreadable
-from dna_probe.layer_rules import require_rule
-from dna_probe.scoring import require_kinds, require_scorer
-from dna_probe.truncation import require_cut
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,6 +44,8 @@ class Settings:
         target_fpr: operating point that every calibrated method sets its threshold for, or None.
         release_dates: (generator, ISO date), for ``temporal``, in place of what the data says.
         transforms: of ``robustness``; empty takes all that this machine can do.
+        calibrate: whether the probabilities and thresholds of detectors are wanted; without, they fit several times
+            faster.
         test_images: most test images per class of ``robustness``, which sees each of them under every transform.
 
     Raises:
@@ -54,33 +55,41 @@ class Settings:
     protocol: str = "few-shot"
     methods: tuple[str, ...] = tuple(METHODS)
     plan: Plan = field(default_factory=Plan)
-    dna: DnaSettings = field(default_factory=DnaSettings)
+    dna: DnaSettings = DEFAULTS
     equalisation: Equalisation | None = None
     target_fpr: float | None = None
     release_dates: tuple[tuple[str, str], ...] = ()
     transforms: tuple[str, ...] = ()
+    calibrate: bool = True
     test_images: int = 50
 
     def __post_init__(self):
         if self.protocol not in PROTOCOLS:
             raise unknown_name("protocol", self.protocol, PROTOCOLS)
-        require_methods(self.methods)
         if not self.methods:
             raise DataError("No method was named", "", f"Known: {', '.join(METHODS)}")
-        require_kinds(self.dna.kinds)
-        if self.dna.classifier not in CLASSIFIERS:
-            raise unknown_name("classifier", self.dna.classifier, CLASSIFIERS)
+        for name in self.methods:
+            make_method(name)
+        self.dna.check()
         if self.target_fpr is not None:
             require_rate(self.target_fpr)
-        require_rule(self.dna.rule)
-        require_scorer(self.dna.scorer)
-        require_cut(self.dna.cut, self.dna.scope)
         impossible = unavailable_degradations()
         for name in self.transforms:
             if name in impossible:
                 raise DataError(f"The transform {name!r} cannot be done here", impossible[name])
             if name not in available_degradations():
                 raise unknown_name("transform", name, available_degradations(), DataError)
+
+    @cached_property
+    def built(self) -> Mapping[str, Method]:
+        """The methods by name, unfitted."""
+        return {name: make_method(name) for name in self.methods}
+
+    @property
+    def detectors(self) -> list[DnaSettings]:
+        """How every detector of the run is fitted: its own first, then the variants."""
+        variants = [one.settings(self.dna) for one in self.built.values() if isinstance(one, Dna)]
+        return list(dict.fromkeys([self.dna, *variants]))
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

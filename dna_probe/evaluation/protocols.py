@@ -63,6 +63,8 @@ class Plan:
         shots: images per class, each a number or ``"all"``.
         draws: times each fit is repeated on other images.
         train_on: ``each`` generator by itself, the ``mix`` of all, or generators named with commas, mixed.
+        reals: more real images to train on than shots: this many in all, or ``"all"`` that are not held out; None
+            takes none. Every method gets them.
         test_fraction: share of the groups that each draw holds out.
         cutoffs: dates of ``temporal``, a month (2023-06) taken whole; left out, every date after which a generator is
             left.
@@ -72,6 +74,7 @@ class Plan:
     shots: tuple[Shots, ...] = (10, 50)
     draws: int = 10
     train_on: str = "each"
+    reals: Shots | None = None
     test_fraction: float = 0.5
     cutoffs: tuple[str, ...] = ()
     seed: int = 0
@@ -158,7 +161,8 @@ class _Bench:
         inside = pool & ((self.labels == REAL) | np.isin(self.made, list(generators)))
         positions = np.flatnonzero(inside)
         if shots != ALL:
-            positions = positions[self._draw(positions, int(shots), seed, on)]
+            drawn = positions[self._draw(positions, int(shots), seed, on)]
+            positions = np.union1d(drawn, self._more_reals(positions, drawn, plan.reals, seed))
         return Cell(on, shots, draw, seed, positions, np.flatnonzero(test))
 
     def _draw(self, positions: np.ndarray, shots: int, seed: int, on: str) -> np.ndarray:
@@ -172,6 +176,16 @@ class _Bench:
                 f"Ask for at most {most}, for 'all', or lower --test-fraction",
             )
         return shot_positions(self.images.subset(positions), shots, seed)
+
+    def _more_reals(self, pool: np.ndarray, drawn: np.ndarray, reals: Shots | None, seed: int) -> np.ndarray:
+        """Real images of the pool beyond those drawn, as many as make up the number asked for."""
+        if reals is None:
+            return drawn[:0]
+        others = np.setdiff1d(pool[self.labels[pool] == REAL], drawn)
+        if reals == ALL:
+            return others
+        missing = max(0, int(reals) - int((self.labels[drawn] == REAL).sum()))
+        return np.random.default_rng(seed).permutation(others)[:missing]
 
     def fits(self, plan: Plan) -> Iterator[tuple[int, Shots]]:
         """Draw and shots of every fit on one pool of images; all of them are the same images in every draw."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,6 +144,13 @@ class Measured:
             np.concatenate([part.by_threshold for part in parts]),
         )
 
+    def where(self, wanted: Callable[[Mapping[str, Any]], bool]) -> Measured:
+        """The rows that the function takes."""
+        index = [number for number, row in enumerate(self.rows) if wanted(row)]
+        return Measured(
+            [self.rows[number] for number in index], self.auc[index], self.accuracy[index], self.by_threshold[index]
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class ImageTable:
@@ -235,8 +242,18 @@ def _decided(judged: Judgement) -> np.ndarray:
     return values >= judged.threshold
 
 
-def summarise(info: Mapping[str, Any], measured: Measured, curves: tuple[list, list], seed: int = 0) -> BenchmarkResult:
-    """What the measures say together: every cell counts alike, and in a cell every generator."""
+def summarise(
+    info: Mapping[str, Any],
+    measured: Measured,
+    curves: tuple[list, list],
+    seed: int = 0,
+    baseline: str = BASELINE,
+) -> BenchmarkResult:
+    """What the measures say together: every cell counts alike, and in a cell every generator.
+
+    Args:
+        baseline: the method that the others are compared with, draw by draw.
+    """
     import pandas as pd
 
     frame = pd.DataFrame(measured.rows)
@@ -246,7 +263,7 @@ def summarise(info: Mapping[str, Any], measured: Measured, curves: tuple[list, l
     per_draw = draw_weights(int(frame["draw"].max()) + 1, measured.auc.shape[1], seed)
     groups = {key: part for key, part in frame.groupby(list(KEYS), sort=False)}
     summary = [
-        _summary_row(dict(zip(KEYS, key, strict=True)), part, groups, measured, per_draw)
+        _summary_row(dict(zip(KEYS, key, strict=True)), part, groups, measured, per_draw, baseline)
         for key, part in groups.items()
     ]
     by_generator = []
@@ -319,6 +336,7 @@ def _summary_row(
     groups: Mapping[tuple, pd.DataFrame],
     measured: Measured,
     per_draw: np.ndarray,
+    baseline: str,
 ) -> dict[str, Any]:
     metrics = _metrics(part, measured, per_draw)
     row: dict[str, Any] = {
@@ -330,10 +348,10 @@ def _summary_row(
         "worst_train": _worst(part, "train_on", "generator") if part["train_on"].nunique() > 1 else None,
         "difference": None,
     }
-    baseline = groups.get((BASELINE, *list(key.values())[1:]))
-    if baseline is not None and key["method"] != BASELINE:
-        drawn = _drawn_means(part, measured.auc, per_draw) - _drawn_means(baseline, measured.auc, per_draw)
-        mean = metrics["auc"]["value"] - _metrics(baseline, measured, per_draw)["auc"]["value"]
+    beside = groups.get((baseline, *list(key.values())[1:]))
+    if beside is not None and key["method"] != baseline:
+        drawn = _drawn_means(part, measured.auc, per_draw) - _drawn_means(beside, measured.auc, per_draw)
+        mean = metrics["auc"]["value"] - _metrics(beside, measured, per_draw)["auc"]["value"]
         row["difference"] = difference(mean, drawn)._asdict()
     if key["transform"]:
         clean = groups[(key["method"], key["shots"], key["seen"], "", 0, "")]

@@ -9,6 +9,9 @@
     figure, axes = dna_probe.plots.robustness(result)
     figure, axes = dna_probe.plots.reliability(result)
     figure, axes = dna_probe.plots.roc(result)
+    figure, axes = dna_probe.plots.masking(found)               # a Verification
+    figure, axes = dna_probe.plots.stability(found)             # a Stability
+    figure, axes = dna_probe.plots.units(found)                 # a Selectivity
     dna_probe.plots.save(figure, "shift.pdf")
 
 Each takes ``ax=``, to draw in the place of an axes of the caller's own figure, and ``columns=``, the width in columns
@@ -31,12 +34,15 @@ if TYPE_CHECKING:
     from dna_probe.plots.few_shot_figure import few_shot
     from dna_probe.plots.generators_figure import generators
     from dna_probe.plots.layers_figure import layers
+    from dna_probe.plots.masking_figure import masking
     from dna_probe.plots.reliability_figure import reliability
     from dna_probe.plots.robustness_figure import robustness
     from dna_probe.plots.roc_figure import roc
     from dna_probe.plots.run_results import read_result
     from dna_probe.plots.saving import save
     from dna_probe.plots.scores_figure import scores
+    from dna_probe.plots.stability_figure import stability
+    from dna_probe.plots.units_figure import units
 
 __all__ = [
     "FIGURES",
@@ -46,12 +52,15 @@ __all__ = [
     "few_shot",
     "generators",
     "layers",
+    "masking",
     "read_result",
     "reliability",
     "robustness",
     "roc",
     "save",
     "scores",
+    "stability",
+    "units",
 ]
 
 _HOMES = {
@@ -60,12 +69,15 @@ _HOMES = {
     "few_shot": "few_shot_figure",
     "generators": "generators_figure",
     "layers": "layers_figure",
+    "masking": "masking_figure",
     "read_result": "run_results",
     "reliability": "reliability_figure",
     "robustness": "robustness_figure",
     "roc": "roc_figure",
     "save": "saving",
     "scores": "scores_figure",
+    "stability": "stability_figure",
+    "units": "units_figure",
 }
 
 
@@ -95,6 +107,9 @@ FIGURES: dict[str, PaperFigure] = {
     "robustness": PaperFigure("robustness", "results.json"),
     "reliability": PaperFigure("reliability", "results.json"),
     "roc": PaperFigure("roc", "results.json"),
+    "masking": PaperFigure("masking", "verification.json"),
+    "stability": PaperFigure("stability", "stability.json"),
+    "units": PaperFigure("units", "selectivity.json"),
 }
 
 

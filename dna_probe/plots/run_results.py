@@ -15,10 +15,15 @@ if TYPE_CHECKING:
     from dna_probe.evaluation.results import BenchmarkResult
     from dna_probe.location import LayerReport
     from dna_probe.scoring import UnitScores
+    from dna_probe.selectivity import Selectivity
+    from dna_probe.stability import Stability
     from dna_probe.truncation import UnitSet
+    from dna_probe.verification import Verification
+
+    Result = LayerReport | UnitScores | UnitSet | BenchmarkResult | Audit | Verification | Stability | Selectivity
 
 
-def read_result(figure: str, run: str | Path) -> LayerReport | UnitScores | UnitSet | BenchmarkResult | Audit | None:
+def read_result(figure: str, run: str | Path) -> Result | None:
     """The result that a figure shows, from a folder that a command wrote.
 
     Scores that lie beside a detector's manifest come as the ``UnitSet`` that the detector uses.
@@ -37,7 +42,7 @@ def read_result(figure: str, run: str | Path) -> LayerReport | UnitScores | Unit
         raise ArtefactError(
             f"{run} is not a folder",
             "There is no run to draw from",
-            "Give a folder that 'locate', 'fit', 'benchmark' or 'audit' wrote",
+            "Give a folder that 'locate', 'fit', 'benchmark', 'audit' or 'verify' wrote",
         )
     # 'demo' keeps its detector one folder down.
     for folder in (run, run / "detector"):
@@ -79,11 +84,32 @@ def _read_audit(path: Path) -> Audit:
     return _parsed(path, "dna_probe.audit", Audit.from_json)
 
 
+def _read_verification(path: Path) -> Verification:
+    from dna_probe.verification import Verification
+
+    return _parsed(path, "dna_probe.verification", Verification.from_json)
+
+
+def _read_stability(path: Path) -> Stability:
+    from dna_probe.stability import Stability
+
+    return _parsed(path, "dna_probe.stability", Stability.from_json)
+
+
+def _read_selectivity(path: Path) -> Selectivity:
+    from dna_probe.selectivity import Selectivity
+
+    return _parsed(path, "dna_probe.selectivity", Selectivity.from_json)
+
+
 READERS: dict[str, Callable[[Path], Any]] = {
     "layers.json": _read_layers,
     "scores.json": _read_scores,
     "results.json": _read_benchmark,
     "audit.json": _read_audit,
+    "verification.json": _read_verification,
+    "stability.json": _read_stability,
+    "selectivity.json": _read_selectivity,
 }
 
 

@@ -72,6 +72,8 @@ def test_backbone_is_described_rightly(backbone, case):
     for layer in range(case.layers):
         assert (backbone.mlp(layer) is not None) == case.mlp
         assert (backbone.pattern(layer) is not None) == case.pattern
+        # In these families the same modules have both.
+        assert (backbone.heads(layer) is not None) == case.pattern
     assert all(name == site.name for name, site in backbone.sites.items())
     assert f"{case.layers} layers" in repr(backbone)
 
@@ -318,6 +320,27 @@ def test_mlp_site_holds_the_hidden_units():
         x = captured["blocks.0.hook_resid_post"]
         hidden = block.mlp.act(block.mlp.fc1(block.norm2(x + block.attn(block.norm1(x)))))
     torch.testing.assert_close(captured["blocks.1.mlp.hook_post"], hidden)
+
+
+@pytest.mark.parametrize("name", ["vit", "deit_distilled"])
+def test_heads_site_holds_the_heads_side_by_side(name):
+    """Unit k is of head k // (width / heads): each head's pattern times its values, from the block's own weights."""
+    backbone = backbone_of(name)
+    pixels, inputs = pixels_for(backbone, 3), []
+    block, site = backbone.module.blocks[1], backbone.heads(1)
+    handle = block.attn.register_forward_pre_hook(lambda m, args: inputs.append(args[0].clone()))
+    captured = backbone.capture(pixels, [site.name])[site.name]
+    handle.remove()
+    pattern = formula(backbone.module, 1, inputs[0])
+    width, weight, bias = site.width, block.attn.qkv.weight, block.attn.qkv.bias
+    values = inputs[0] @ weight[2 * width :].T + bias[2 * width :]
+    assert (site.kind, site.heads, site.width) == ("heads", 3, 48)
+    for unit in (0, 15, 16, 47):
+        head = site.head_of(unit)
+        assert head == unit // 16
+        expected = (pattern[:, head] @ values[..., unit, None])[..., 0]
+        torch.testing.assert_close(captured[..., unit], expected, rtol=0, atol=1e-4)
+    assert backbone.mlp(1).head_of(3) is None
 
 
 def test_inplace_relu_does_not_reach_back_into_a_capture():

@@ -82,6 +82,30 @@ class TestFit:
         status, text, _ = run(capsys, "fit", data, "--backbone", BACKBONE, "--out", tmp_path / "d")
         assert status == 0 and "cross-fitted" in text and "stops after layer" in text
 
+    def test_more_reals_and_no_views(self, capsys, data, tmp_path):
+        more = tmp_path / "photographs"
+        more.mkdir()
+        for i in range(5):
+            Image.fromarray(np.random.default_rng(i).integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(
+                more / f"{i}.png"
+            )
+        plain = ("fit", data, "--backbone", BACKBONE, "--shots", 4, "--json", "--views", "", "--reals", more)
+        status, text, _ = run(capsys, *plain, "--cut", "fraction", "--fraction", 0.1, "--out", tmp_path / "d")
+        result = json.loads(text)
+        assert status == 0 and result["provenance"]["images"] == {"real": 9, "fake": 4}
+        assert result["provenance"]["views"] == [] and result["cut"]["cut"] == "fraction"
+        assert len(result["units"]) == pytest.approx(0.1 * result["units_scored"], abs=1)
+        twice = ("--reals", more / "0.png", "--reals", f"{more}/[12].png", "--layer", "blocks.3.hook_resid_post")
+        status, text, _ = run(capsys, *plain[:-2], *twice, "--equalise-to", "32,32,90", "--out", tmp_path / "e")
+        assert status == 0 and json.loads(text)["provenance"]["images"] == {"real": 7, "fake": 4}
+
+    def test_views_by_comma(self, capsys, data, tmp_path):
+        parts = ("--views", "blur,jpeg", "--layer", "blocks.3.hook_resid_post", "--json", "--out", tmp_path / "d")
+        status, text, _ = run(capsys, "fit", data, "--backbone", BACKBONE, *parts)
+        result = json.loads(text)
+        assert status == 0 and result["provenance"]["views"] == ["blur", "jpeg"]
+        assert result["provenance"]["images"] == {"real": 12, "fake": 12}
+
     def test_unreadable_images_end_with_status_3(self, capsys, data, tmp_path):
         bad = data / "real" / "bad.png"
         bad.write_bytes(b"no image")
@@ -186,6 +210,26 @@ def test_backbones(capsys):
             "Unknown site",
         ),
         (["fit", "{data}", "--backbone", "{planted}:Planted", "--cut", "nee", "--out", "{out}"], "Unknown cut"),
+        (
+            ["fit", "{data}", "--backbone", "{planted}:Planted", "--fraction", "0.1", "--out", "{out}"],
+            "Cut 'knee' does not take fraction",
+        ),
+        (
+            ["fit", "{data}", "--backbone", "{planted}:Planted", "--views", "jpeg,blurr", "--out", "{out}"],
+            "Unknown view 'blurr'. Did you mean 'blur'",
+        ),
+        (
+            ["fit", "{data}", "--backbone", "{planted}:Planted", "--classifier", "lad", "--out", "{out}"],
+            "Did you mean 'lda'",
+        ),
+        (
+            ["fit", "{data}", "--backbone", "{planted}:Planted", "--reals", "{empty}", "--out", "{out}"],
+            "No images in",
+        ),
+        (
+            ["fit", "{data}", "--backbone", "{planted}:Planted", "--reals", "{missing}", "--out", "{out}"],
+            "No such file or folder",
+        ),
         (["fit", "{data}", "--backbone", "{planted}:Planted", "--device", "cuda", "--out", "{out}"], "CUDA"),
         (["fit", "{data}", "--weights", "{missing}", "--out", "{out}"], "missing"),
         (["fit", "{data}", "--backbone", "hf:facebook/dinov2", "--out", "{out}"], "not offered"),

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from dna_probe.cli import main
+from dna_probe.cli.arguments import names
 
 PLANTED = Path(__file__).parent.parent / "planted.py"
 BACKBONE = f"{PLANTED}:Planted"
@@ -44,6 +45,25 @@ def run(capsys, *parts) -> tuple[int, str, str]:
     status = main([str(a) for a in parts])
     out, err = capsys.readouterr()
     return status, out, err
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("", ()),
+        (" , ,", ()),
+        ("dna, last-linear,", ("dna", "last-linear")),
+        (
+            "dna[scorer=weight,views=],dna,dna[cut=fraction, fraction=0.05]",
+            ("dna[scorer=weight,views=]", "dna", "dna[cut=fraction, fraction=0.05]"),
+        ),
+        ("dna,dna[a=1,b=2]", ("dna", "dna[a=1,b=2]")),
+        ("dna[],knn", ("dna[]", "knn")),
+        ("dna[a=1,knn", ("dna[a=1", "knn")),
+    ],
+)
+def test_commas_in_brackets_belong_to_the_part(text, parts):
+    assert names(text) == parts
 
 
 class TestBenchmark:
@@ -87,6 +107,19 @@ class TestBenchmark:
         status, _, err = run(capsys, "plot", "robustness", finished, "--out", tmp_path / "r.pdf")
         assert status == 2 and "Traceback" not in err
 
+    def test_the_options_of_the_detector_and_a_variant_beside_it(self, capsys, data, tmp_path):
+        variant = "dna[scorer=cohens_d,cut=top_k,k=3]"
+        parts = ("--methods", f"dna,{variant},last-linear", "--train-on", "odd", "--draws", "1", "--reals", "all")
+        fitted = ("--cut", "fraction", "--fraction", "0.1", "--classifier", "logistic", "--views", "")
+        status, out, err = run(capsys, *arguments(data, tmp_path / "run", *parts, *fitted, "--json"))
+        assert status == 0, err
+        result = json.loads(out)
+        plan, dna = result["settings"]["plan"], result["settings"]["dna"]
+        assert plan["reals"] == "all" and dna["classifier"] == "logistic" and dna["views"] == []
+        assert dna["cut"] == "fraction" and dna["parameters"] == [["fraction", 0.1]]
+        units = {row["method"]: row["units"] for row in result["summary"]}
+        assert units[variant] == 3 < units["dna"]
+
     def test_an_interruption_tells_how_to_go_on(self, capsys, data, tmp_path, monkeypatch):
         from dna_probe.evaluation import harness
 
@@ -119,6 +152,9 @@ class TestBenchmark:
         [
             (("--methods", "dna,lastlinear"), "Did you mean 'last-linear'"),
             (("--protocol", "fewshot"), "Did you mean 'few-shot'"),
+            (("--methods", "dna,dna[scorer=wieght,views=]"), "Unknown scorer 'wieght'. Did you mean 'weight'"),
+            (("--views", "blurr"), "Did you mean 'blur'"),
+            (("--classifier", "lad"), "Did you mean 'lda'"),
             (("--shots", "ten"), "'ten' is not a number of shots"),
             (("--shots", "500"), "Ask for at most"),
             (("--target-fpr", "0.05"), "needs at least 19 real training images"),

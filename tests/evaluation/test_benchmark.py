@@ -3,6 +3,7 @@
 import dataclasses
 import filecmp
 import json
+import re
 
 import numpy as np
 import pytest
@@ -13,12 +14,14 @@ from dna_probe.errors import ArtefactError, DataError, DnaProbeError
 from dna_probe.evaluation import harness, methods
 from dna_probe.evaluation.comparison import compare
 from dna_probe.evaluation.harness import benchmark
-from dna_probe.evaluation.methods import METHODS, DnaSettings, Judgement, Method, View
+from dna_probe.evaluation.methods import METHODS, Judgement, Method
 from dna_probe.evaluation.outcomes import CellOutcome
 from dna_probe.evaluation.preparation import Settings, read_release_dates
 from dna_probe.evaluation.protocols import Plan
-from dna_probe.evaluation.results import BenchmarkResult, read_results
+from dna_probe.evaluation.results import BenchmarkResult, read_results, summarise
 from dna_probe.evaluation.run_folder import write_run
+from dna_probe.evaluation.training import View
+from dna_probe.fitting import DnaSettings
 from dna_probe.images.sets import ImageSet
 
 from ..planted import Planted, images
@@ -106,6 +109,139 @@ def test_dna_is_what_fit_makes_of_the_same_images(backbone, tmp_path):
     judged = outcome.judged[0, "dna"]
     assert judged.units == len(detector.units) and judged.threshold == detector.threshold
     np.testing.assert_allclose(judged.probability, probability, atol=1e-5)
+
+
+BESIDE = Plan(shots=(6,), draws=1, train_on="strong")
+VARIANT = "dna[scorer=cohens_d,cut=fraction,fraction=0.1,views=]"
+
+
+@pytest.fixture(scope="module")
+def variants(backbone, tmp_path_factory):
+    named = ("dna", VARIANT, "dna[views=blur]", "all-units", "ica", "last-linear")
+    settings = Settings(methods=named, plan=BESIDE)
+    return benchmark(backbone, make_set(), settings=settings, state=tmp_path_factory.mktemp("variants"))
+
+
+class TestVariants:
+    def first(self, run) -> tuple[CellOutcome, ImageSet, int]:
+        """What the first cell said, what it was trained on, and its seed."""
+        outcome = CellOutcome.read(run.outcomes[0])
+        cell = harness.plan(run.bench, Settings(plan=BESIDE))[0]
+        return outcome, run.bench.images.subset(cell.train), cell.seed
+
+    def test_each_has_rows_of_its_own_beside_dna(self, variants):
+        assert {row["method"] for row in variants.result.summary} == set(variants.result.info["methods"])
+        assert VARIANT in variants.result.info["methods"]
+        outcome, _, _ = self.first(variants)
+        assert not np.array_equal(outcome.judged[0, VARIANT].scores, outcome.judged[0, "dna"].scores)
+
+    def test_a_variant_is_what_fit_makes_with_its_settings(self, backbone, variants):
+        outcome, train, seed = self.first(variants)
+        detector = dna_probe.fit(backbone, train, scorer="cohens_d", cut="fraction", fraction=0.1, views=(), seed=seed)
+        judged = outcome.judged[0, VARIANT]
+        probability = detector.predict_proba(variants.bench.images.subset(outcome.test))[:, 1]
+        assert judged.units == len(detector.units) and judged.threshold == detector.threshold
+        np.testing.assert_allclose(judged.probability, probability, atol=1e-5)
+
+    def test_a_variant_that_changes_nothing_says_the_same(self, variants):
+        outcome, _, _ = self.first(variants)
+        np.testing.assert_array_equal(outcome.judged[0, "dna[views=blur]"].scores, outcome.judged[0, "dna"].scores)
+
+    def test_all_units_reads_every_unit_of_the_located_layers_and_ica_as_many_components_as_dna_units(
+        self, backbone, variants
+    ):
+        outcome, train, seed = self.first(variants)
+        scored = len(dna_probe.fit(backbone, train, seed=seed).unit_set.mask)
+        units = {name: outcome.judged[0, name].units for name in ("dna", VARIANT, "all-units", "ica")}
+        assert units["all-units"] == scored > units["dna"] >= units["ica"] > 0
+        assert units[VARIANT] == pytest.approx(0.1 * scored, abs=1)
+
+    def test_views_are_made_only_where_a_detector_trains_on_them(self, backbone, tmp_path, monkeypatch):
+        made, real = [], harness.process
+
+        def recording(images, view, preprocessing):
+            made.append(view)
+            return real(images, view, preprocessing)
+
+        monkeypatch.setattr(harness, "process", recording)
+        plan = Plan(shots=(2,), draws=1, train_on="strong")
+        for number, (named, views, expected) in enumerate(
+            [
+                (("dna", "last-linear"), (), []),
+                (("dna[views=jpeg+crop]", "dna[views=crop]"), (), ["jpeg", "crop"]),
+                (("last-linear",), ("blur",), []),
+            ]
+        ):
+            made.clear()
+            settings = Settings(methods=named, plan=plan, dna=DnaSettings(views=views))
+            benchmark(backbone, make_set(), settings=settings, state=tmp_path / str(number))
+            assert made == expected
+
+    @pytest.mark.parametrize(
+        ("name", "changed"),
+        [
+            ("dna", {}),
+            ("dna[]", {}),
+            ("dna[views=]", {"views": ()}),
+            ("dna[views=blur+jpeg, kinds=cls]", {"views": ("blur", "jpeg"), "kinds": ("cls",)}),
+            ("dna[cut=knee]", {"cut": "knee", "parameters": ()}),
+            ("dna[fraction=0.05]", {"parameters": (("fraction", 0.05),)}),
+            ("dna[cut=top_k,k=50]", {"cut": "top_k", "parameters": (("k", 50.0),)}),
+            (
+                "dna[rule=all,scorer=weight,classifier=lda,scope=global]",
+                {"rule": "all", "scorer": "weight", "classifier": "lda", "scope": "global"},
+            ),
+            ("all-units", {"parameters": (("fraction", 1.0),)}),
+        ],
+    )
+    def test_a_variant_keeps_the_settings_of_the_run_that_it_does_not_name(self, name, changed):
+        run = DnaSettings(scope="layer", cut="fraction", parameters=(("fraction", 0.2),), views=("jpeg",))
+        assert methods.make_method(name).settings(run) == dataclasses.replace(run, **changed)
+
+    @pytest.mark.parametrize(
+        ("name", "told"),
+        [
+            ("dna[scorer=wieght]", "Unknown scorer 'wieght'. Did you mean 'weight'?"),
+            ("dna[views=blurr]", "Unknown view 'blurr'. Did you mean 'blur'?"),
+            ("dna[kinds=cls+men]", "Did you mean 'mean'"),
+            ("dna[cut=nee]", "Unknown cut 'nee'. Did you mean 'knee'?"),
+            ("dna[rule=al]", "Did you mean 'all'"),
+            ("dna[classifier=logisitc]", "Unknown classifier 'logisitc'. Did you mean 'logistic'?"),
+            ("dna[scorrer=weight]", "Unknown setting 'scorrer'. Did you mean 'scorer'"),
+            ("dna[scorer]", "'scorer' changes nothing. Write it as name=value, for example scorer=weight."),
+            ("dnaa[cut=knee]", "Unknown method 'dnaa[cut=knee]'"),
+            ("dna[cut=knee", "Unknown method 'dna[cut=knee'"),
+        ],
+    )
+    def test_a_mistyped_variant_is_told_at_once(self, name, told):
+        with pytest.raises(DnaProbeError, match=re.escape(told)):
+            Settings(methods=(name, "last-linear"))
+
+
+class TestBaseline:
+    def test_the_others_are_compared_with_the_method_named(self, variants):
+        """Turned round, the same difference has the other sign."""
+        again = summarise(variants.result.info, variants.measured, ([], []), baseline="dna")
+        rows = {(row["method"], row["shots"], row["seen"]): row["difference"] for row in again.summary}
+        for row in variants.result.summary:
+            if row["method"] == "dna":
+                at, there = (row["shots"], row["seen"]), row["difference"]
+                back = rows["last-linear", *at]
+                assert rows["dna", *at] is None
+                assert back["value"] == pytest.approx(-there["value"])
+                assert (back["low"], back["high"]) == pytest.approx((-there["high"], -there["low"]), abs=1e-6)
+
+    def test_without_the_baseline_among_the_methods_there_is_no_difference(self, variants):
+        own = variants.measured.where(lambda row: row["method"] == "dna")
+        assert all(row["difference"] is None for row in summarise({}, own, ([], [])).summary)
+
+    def test_some_rows_alone_measure_the_same(self, variants):
+        measured = variants.measured
+        kept = measured.where(lambda row: row["method"] in ("dna", "last-linear"))
+        assert 0 < len(kept.rows) == len(kept.auc) == len(kept.accuracy) == len(kept.by_threshold) < len(measured.rows)
+        rows = summarise(variants.result.info, kept, ([], [])).summary
+        assert rows == [row for row in variants.result.summary if row["method"] in ("dna", "last-linear")]
+        assert measured.where(lambda row: False).rows == []
 
 
 class TestInterruption:

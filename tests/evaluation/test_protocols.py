@@ -123,6 +123,65 @@ def test_the_same_seed_plans_the_same_cells(protocol):
     assert any(not np.array_equal(a.train, b.train) for a, b in zip(one, other, strict=True))
 
 
+class TestMoreReals:
+    """Real images beyond the shots: cheap, for every method, and never one that is tested on."""
+
+    @staticmethod
+    def beside(protocol, **plan):
+        """The images, and the cells without and with more reals, in pairs."""
+        images = make_set()
+        plain = cells_of(protocol, images, **{**plan, "reals": None})
+        return images, list(zip(plain, cells_of(protocol, images, **plan), strict=True))
+
+    @pytest.mark.parametrize("protocol", ["few-shot", "leave-one-generator-out", "robustness"])
+    @pytest.mark.parametrize("reals", [12, "all"])
+    def test_they_join_the_same_shots_and_the_test_stays_the_same(self, protocol, reals):
+        images, pairs = self.beside(protocol, shots=(1, 5), reals=reals)
+        for plain, cell in pairs:
+            added = np.setdiff1d(cell.train, plain.train)
+            assert set(plain.train) <= set(cell.train) and (images.labels[added] == 0).all()
+            assert np.array_equal(plain.test, cell.test) and plain.seed == cell.seed
+            assert (np.diff(cell.train) > 0).all()
+            held = images.labels[cell.test] == 0
+            expected = 40 - held.sum() if reals == "all" else 12
+            assert (images.labels[cell.train] == 0).sum() == expected
+            groups = np.array(images.groups)
+            assert not set(groups[cell.train]) & set(groups[cell.test])
+
+    def test_a_number_is_that_of_all_reals_so_that_fewer_than_the_shots_add_none(self):
+        _, pairs = self.beside("few-shot", shots=(5, 10), reals=5)
+        assert all(np.array_equal(plain.train, cell.train) for plain, cell in pairs)
+
+    def test_all_shots_leave_no_more_to_add(self):
+        _, pairs = self.beside("few-shot", shots=("all",), reals="all")
+        assert all(np.array_equal(plain.train, cell.train) for plain, cell in pairs)
+
+    def test_a_photograph_and_its_copy_stay_on_one_side(self):
+        images = make_set()
+        images = replace(images, groups=tuple("copied" if i < 6 else group for i, group in enumerate(images.groups)))
+        for cell in cells_of("few-shot", images, reals="all", draws=6):
+            assert {*range(6)} <= set(cell.train) or {*range(6)} <= set(cell.test)
+
+    def test_draws_take_others_and_the_same_seed_the_same(self):
+        one, two = (cells_of("few-shot", reals=12, draws=2) for _ in range(2))
+        assert all(np.array_equal(a.train, b.train) for a, b in zip(one, two, strict=True))
+        assert not np.array_equal(one[0].train, next(cell for cell in one if cell.draw == 1).train)
+
+    def test_in_cross_set_they_are_of_the_data_set_and_in_train_test_of_its_training_part(self):
+        own, other = make_set(origin="own"), make_set(origin="other", start=100)
+        both = ImageSet(
+            (*own.images, *other.images),
+            np.r_[own.labels, other.labels],
+            (*own.generators, *other.generators),
+            (*own.groups, *other.groups),
+        )
+        for cell in cells_of("cross-set", both, np.repeat([0, 1], [len(own), len(other)]), reals="all"):
+            assert cell.train.max() < len(own) and (both.labels[cell.train] == 0).sum() == 40
+        splits = tuple("train" if int(group.split()[1]) % 2 else "test" for group in own.groups)
+        for cell in cells_of("train-test", replace(own, splits=splits), reals="all"):
+            assert {splits[i] for i in cell.train} == {"train"} and (own.labels[cell.train] == 0).sum() == 20
+
+
 class TestLeaks:
     def test_a_planted_leak_is_caught(self):
         images = make_set()

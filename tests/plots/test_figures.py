@@ -246,6 +246,9 @@ def test_figures_by_name_draw_what_the_functions_draw():
         "robustness": "results.json",
         "reliability": "results.json",
         "roc": "results.json",
+        "masking": "verification.json",
+        "stability": "stability.json",
+        "units": "selectivity.json",
     }
     figure, axes = plots.FIGURES["layers"](make_report(), columns=2)
     assert isinstance(figure, Figure) and [ax.get_label() for ax in axes] == [

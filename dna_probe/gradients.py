@@ -1,0 +1,273 @@
+"""Gradients of a linear read-out's logit by the units of a frozen backbone, averaged over images.
+
+``collect_gradients`` gives features and gradients of all readings from one forward and one backward per batch;
+``collect_many_gradients`` serves many heads and subsets of images from one forward per image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dna_probe.cache import digest
+from dna_probe.collection import (
+    Features,
+    Gradients,
+    NoReadableImage,
+    Options,
+    collect_features,
+    open_cache,
+    stream_batches,
+)
+from dna_probe.images.reading import content_hash
+from dna_probe.images.sets import ImageSet
+from dna_probe.moments import require_finite
+from dna_probe.sites import Reading, Site
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from dna_probe.backbones.contract import Backbone
+
+    Pairs = dict[str, tuple[Tensor, Tensor]]
+
+GRADIENT_FIELDS = ("mean", "absolute", "product", "loss")
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """A linear read-out of one reading: ``logit = ((x - mean) / scale) @ weight + bias``; all (width,) but ``bias``."""
+
+    reading: Reading
+    mean: np.ndarray
+    scale: np.ndarray
+    weight: np.ndarray
+    bias: float
+
+    @property
+    def key(self) -> list:
+        """All that tells it from another head, for a cache."""
+        return [self.reading.name, self.weight.tolist(), self.mean.tolist(), self.scale.tolist(), self.bias]
+
+    def logits(self, activation: Tensor) -> Tensor:
+        """Logit of each image from the activation of the head's site, differentiable, (n,)."""
+        import torch
+
+        values = self.reading.reduce(activation)
+        direction = torch.as_tensor(self.weight / self.scale, dtype=values.dtype, device=values.device)
+        offset = self.bias - float(self.mean @ (self.weight / self.scale))
+        return values @ direction + offset
+
+
+@contextmanager
+def site_gradients(
+    backbone: Backbone, sites: Sequence[Site], heads: Sequence[LinearHead]
+) -> Iterator[Callable[[Tensor, Sequence[int]], Iterator[tuple[Tensor, Pairs]]]]:
+    """A context whose function maps pixels and positions of heads, for each of these heads in turn, to its logits and,
+    per site, (activation, d logit / d activation).
+
+    All sites come out of one forward, and one ``autograd.grad`` per head. The graph starts at the first of the sites,
+    so the layers below cost a bare forward. Images do not interact, so the gradient of the summed logits is the
+    per-image gradient.
+    """
+    import torch
+
+    live: dict[str, Tensor] = {}
+
+    def visitor(name: str) -> Callable[[Tensor], Tensor]:
+        def visit(activation: Tensor) -> Tensor:
+            kept = activation if activation.requires_grad else activation.detach().clone().requires_grad_(True)
+            live[name] = kept
+            # The model goes on with a copy: a later in-place module must not overwrite what was kept.
+            return kept.clone()
+
+        return visit
+
+    names = {site.name for site in sites} | {head.reading.site.name for head in heads}
+    with torch.enable_grad(), backbone.visiting({name: visitor(name) for name in names}) as run:
+
+        def differentiate(pixels: Tensor, wanted: Sequence[int]) -> Iterator[tuple[Tensor, Pairs]]:
+            live.clear()
+            run(pixels)
+            inputs = [live[site.name] for site in sites]
+            for number in wanted:
+                logits = heads[number].logits(live[heads[number].reading.site.name])
+                gradients = torch.autograd.grad(logits.sum(), inputs, retain_graph=number != wanted[-1])
+                pairs = {s.name: (a.detach(), g) for s, a, g in zip(sites, inputs, gradients, strict=True)}
+                yield logits.detach(), pairs
+            live.clear()
+
+        yield differentiate
+
+
+class _GradientSums:
+    """Sums over images of what ``Gradients`` averages."""
+
+    def __init__(self, readings: Sequence[Reading]):
+        self.readings, self.count = readings, np.zeros(2)
+        self.sums = {f: {r.name: np.zeros((2, r.width)) for r in readings} for f in GRADIENT_FIELDS}
+
+    def add(self, labels: np.ndarray, logits: Tensor, pairs: Pairs) -> None:
+        """Raises ``NumericalError`` where a gradient is not finite."""
+        members = np.stack([labels == 0, labels == 1]).astype(float)
+        residual = logits.float().sigmoid().cpu().numpy() - labels
+        self.count += members.sum(1)
+        for reading in self.readings:
+            activation, gradient = pairs[reading.site.name]
+            slope = reading.reduce_gradient(gradient, activation).float().cpu().numpy()
+            product = reading.reduce_attribution(gradient * activation, activation).float().cpu().numpy()
+            require_finite(slope, "gradient", reading.name)
+            per_image = (slope, np.abs(slope), product, residual[:, None] * slope)
+            for field, contribution in zip(GRADIENT_FIELDS, per_image, strict=True):
+                self.sums[field][reading.name] += members @ contribution
+
+    def average(self) -> Gradients:
+        divisor = np.maximum(self.count, 1)[:, None]
+        return Gradients(**{f: {n: total / divisor for n, total in self.sums[f].items()} for f in GRADIENT_FIELDS})
+
+
+def collect_gradients(
+    backbone: Backbone,
+    images: ImageSet,
+    readings: Sequence[Reading],
+    head: LinearHead,
+    options: Options | None = None,
+) -> tuple[Features, Gradients]:
+    """Features and gradients of all readings from one forward and one backward per batch.
+
+    With a cache, the sums are stored under the head, the images and the readings, and the features per image.
+
+    Raises:
+        DataError: no image could be read.
+        NumericalError: an activation or gradient is not finite.
+    """
+    options = options or Options()
+    stored = _StoredGradients(backbone, options)
+    found = stored.get(images, readings, head)
+    if found is not None:
+        return collect_features(backbone, images, readings, options=options), found
+
+    sites = list({reading.site.name: reading.site for reading in readings}.values())
+    sums = _GradientSums(readings)
+    rows: dict[str, list[np.ndarray]] = {reading.name: [] for reading in readings}
+    index: list[int] = []
+    skipped: list[tuple[str, str]] = []
+    with site_gradients(backbone, sites, [head]) as differentiate:
+        for positions, pixels in stream_batches(backbone, images, options, skipped):
+            index += list(positions)
+            for logits, pairs in differentiate(pixels, [0]):
+                for reading in readings:
+                    value = reading.reduce(pairs[reading.site.name][0]).float().cpu().numpy()
+                    require_finite(value, "activation", reading.name)
+                    rows[reading.name].append(value)
+                sums.add(images.labels[positions], logits, pairs)
+    if not index:
+        raise NoReadableImage(images, skipped)
+    read = replace(images.subset(index), skipped=(*images.skipped, *skipped))
+    features = Features(read, {name: np.concatenate(parts) for name, parts in rows.items()}, {})
+    gradients = sums.average()
+    stored.put(images, readings, head, gradients)
+    stored.put_features(features)
+    return features, gradients
+
+
+@dataclass(frozen=True, eq=False)
+class GradientRequest:
+    """Gradients of one head over some images of a set, by some readings."""
+
+    members: np.ndarray
+    readings: Sequence[Reading]
+    head: LinearHead
+
+
+def collect_many_gradients(
+    backbone: Backbone, images: ImageSet, requests: Sequence[GradientRequest], options: Options | None = None
+) -> list[Gradients]:
+    """What ``collect_gradients`` gives for each request, from one forward per image however many ask for it.
+
+    Images go through one by one, and each of them backwards once for every head that asks for it; where the requests
+    overlap, that is several times faster than one after the other.
+
+    Args:
+        images: of all requests; ``members`` are positions in it, and all of them must be readable.
+
+    Raises:
+        NumericalError: a gradient is not finite.
+    """
+    options = options or Options()
+    stored = _StoredGradients(backbone, options)
+    own = [images.subset(request.members) for request in requests]
+    found = [stored.get(part, r.readings, r.head) for part, r in zip(own, requests, strict=True)]
+    missing = [number for number, gradients in enumerate(found) if gradients is None]
+    sums = {number: _GradientSums(requests[number].readings) for number in missing}
+    for sites, positions, asking in _by_sites(requests, missing):
+        heads = [requests[number].head for number in missing]
+        place = {number: i for i, number in enumerate(missing)}
+        chosen = images.subset(positions)
+        with site_gradients(backbone, sites, heads) as differentiate:
+            for index, pixels in stream_batches(backbone, chosen, replace(options, batch_size=1), []):
+                numbers = asking[index[0]]
+                passes = differentiate(pixels, [place[number] for number in numbers])
+                for number, (logits, pairs) in zip(numbers, passes, strict=True):
+                    sums[number].add(chosen.labels[index], logits, pairs)
+    for number in missing:
+        gradients = found[number] = sums[number].average()
+        stored.put(own[number], requests[number].readings, requests[number].head, gradients)
+    return [gradients for gradients in found if gradients is not None]
+
+
+def _by_sites(
+    requests: Sequence[GradientRequest], missing: Sequence[int]
+) -> Iterator[tuple[list[Site], list[int], list[list[int]]]]:
+    """Sites, positions of images, and numbers of the requests that want each: images of equal sites together.
+
+    The graph of an image starts at the first site that it is asked for, so an early one must not burden the others.
+    """
+    asking: dict[int, list[int]] = {}
+    for number in missing:
+        for position in requests[number].members.tolist():
+            asking.setdefault(position, []).append(number)
+    together: dict[tuple[Site, ...], list[int]] = {}
+    for position in sorted(asking):
+        wanted = {r.site.name: r.site for number in asking[position] for r in requests[number].readings}
+        key = tuple(sorted(wanted.values(), key=lambda site: (site.layer, site.name)))
+        together.setdefault(key, []).append(position)
+    for sites, positions in together.items():
+        yield list(sites), positions, [asking[position] for position in positions]
+
+
+class _StoredGradients:
+    """Gradients in the cache, under the head, the images and the readings; nothing where there is no cache."""
+
+    def __init__(self, backbone: Backbone, options: Options):
+        self.cache = open_cache(backbone, options)
+
+    def get(self, images: ImageSet, readings: Sequence[Reading], head: LinearHead) -> Gradients | None:
+        if self.cache is None:
+            return None
+        key, names = self._key(images, readings, head), [reading.name for reading in readings]
+        arrays = [f"{field}/{name}" for field in GRADIENT_FIELDS for name in names]
+        if not self.cache.has(key, arrays):
+            return None
+        stored = self.cache.rows([key], arrays)
+        return Gradients(**{f: {n: stored[f"{f}/{n}"][0] for n in names} for f in GRADIENT_FIELDS})
+
+    def put(self, images: ImageSet, readings: Sequence[Reading], head: LinearHead, gradients: Gradients) -> None:
+        if self.cache is not None:
+            parts = {f: getattr(gradients, f) for f in GRADIENT_FIELDS}
+            arrays = {f"{f}/{n}": values[None] for f, by_name in parts.items() for n, values in by_name.items()}
+            self.cache.add([self._key(images, readings, head)], arrays)
+
+    def put_features(self, features: Features) -> None:
+        if self.cache is not None:
+            hashes = [content_hash(image) for image in features.images.images]
+            new = [i for i, image in enumerate(hashes) if not self.cache.has(image, features.values)]
+            self.cache.add([hashes[i] for i in new], {name: values[new] for name, values in features.values.items()})
+
+    @staticmethod
+    def _key(images: ImageSet, readings: Sequence[Reading], head: LinearHead) -> str:
+        return digest("gradients", images.fingerprint(), [reading.name for reading in readings], head.key)
