@@ -122,7 +122,9 @@ def main(
         draws=draws,
         reals=int(reals) if reals.isdigit() else reals or None,
     )
-    told = [f"Measured on {date.today().isoformat()}, `{data.name}` equalised, {draws} draws per generator trained on."]
+    told = [
+        f"Measured on {date.today().isoformat()}: `{data.name}`, equalised; draws per generator trained on: {draws}."
+    ]
     for name in names:
         asked = [question for question in QUESTIONS if costly or not question.costly]
         methods = tuple(dict.fromkeys(["dna", *(v for question in asked for v in question.variants), *CONTROLS]))

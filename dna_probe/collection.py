@@ -203,21 +203,6 @@ def collect_moments(
     }
 
 
-@dataclass(frozen=True)
-class Gradients:
-    """Gradient of a reference head's logit by each unit, averaged over images.
-
-    Each field maps a reading name to (2, width) float64, one row per class (real, fake): ``mean`` of the signed
-    gradient, ``absolute`` of its size, ``product`` of gradient times activation (summed over the tokens that the
-    reading covers, as captum's ``LayerGradientXActivation``), ``loss`` of the gradient of the head's cross-entropy.
-    """
-
-    mean: Mapping[str, np.ndarray]
-    absolute: Mapping[str, np.ndarray]
-    product: Mapping[str, np.ndarray]
-    loss: Mapping[str, np.ndarray]
-
-
 def open_cache(backbone: Backbone, options: Options) -> RowCache | None:
     """The cache of this backbone under its weights and preprocessing, or None where no folder was given."""
     if not options.cache:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,6 +38,9 @@ from dna_probe.scoring import (
 from dna_probe.sites import Reading
 from dna_probe.truncation import UnitSet, needs_resamples, require_cut, truncate
 
+if TYPE_CHECKING:
+    from dna_probe.backbones.contract import Backbone
+
 
 @dataclass(frozen=True)
 class DnaSettings:
@@ -61,7 +65,7 @@ class DnaSettings:
         require_rule(self.rule)
         require_kinds(self.kinds)
         require_scorer(self.scorer)
-        require_cut(self.cut, self.scope)
+        require_cut(self.cut, self.scope, dict(self.parameters))
         require_views(self.views)
         if self.classifier not in CLASSIFIERS:
             raise unknown_name("classifier", self.classifier, CLASSIFIERS)
@@ -135,7 +139,7 @@ def fit(
         images = draw_shots(images, shots, seed)
     if reals is not None:
         more = real_images(reals)
-        images = join([images, more if equalisation is None else equalise_set(more, equalisation)], images.origin)
+        images = _join_new(images, more if equalisation is None else equalise_set(more, equalisation))
     if target_fpr is not None:
         require_resolvable(target_fpr, int((images.labels == 0).sum()))
     layer_features: Features | None = None
@@ -149,10 +153,7 @@ def fit(
         layer_features = collect_features(backbone, bounded(images, seed), at, options=options)
     heads = [reference_head(layer_features, reading, seed) for reading in at if layer_features]
     features, gradients = collect_evidence(backbone, images, readings, heads, scorer, options)
-    processed = [
-        collect_features(backbone, process(features.images, view, backbone.preprocessing), readings, options=options)
-        for view in views
-    ]
+    features, processed = collect_views(backbone, features, views, readings, options)
     labels = features.images.labels
     origin = {"backbone": backbone.identity(), "data": features.images.fingerprint()}
     found = fit_units(features, readings, gradients, anchor, settings, processed, origin, RESAMPLES)
@@ -185,18 +186,50 @@ def fit(
 
 
 def real_images(given: Any) -> ImageSet:
-    """Unlabelled images taken as real: a folder, files, globs, or images in memory; each is a group of its own.
+    """Images taken as real: a folder, files, globs, or images in memory, each a group of its own; of a labelled set
+    the real ones.
 
     Raises:
         DataError: nothing there.
     """
     if isinstance(given, ImageSet):
-        return given
+        if (given.labels != UNLABELLED).any():
+            return given.of_label(REAL)
+        return replace(given, labels=np.full(len(given), REAL), generators=("real",) * len(given))
     listed = list(given) if isinstance(given, list | tuple) else [given]
     if all(isinstance(one, str | Path) for one in listed):
         listed = list(read_unlabelled(listed))
     groups = tuple(f"real images/{position}" for position in range(len(listed)))
     return ImageSet(tuple(listed), np.full(len(listed), REAL), groups=groups, origin="more real images")
+
+
+def _join_new(images: ImageSet, more: ImageSet) -> ImageSet:
+    """The images and those of ``more`` that are not among them: a copy under another group would lie in two folds."""
+    known = {content_hash(image) for image in images.images}
+    new = np.array([content_hash(image) not in known for image in more.images], dtype=bool)
+    return join([images, more.subset(new)], images.origin)
+
+
+def collect_views(
+    backbone: Backbone,
+    features: Features,
+    views: Sequence[str],
+    readings: Sequence[Reading],
+    options: Options | None = None,
+) -> tuple[Features, list[Features]]:
+    """Features of the images under each view, and those of the images as they are; of all that every view can show."""
+    images = features.images
+    marked = replace(images, groups=tuple(str(position) for position in range(len(images))))
+    seen = [
+        collect_features(backbone, process(marked, view, backbone.preprocessing), readings, options=options)
+        for view in views
+    ]
+    positions = [np.array([int(group) for group in part.images.groups], dtype=int) for part in seen]
+    common = reduce(np.intersect1d, positions, np.arange(len(images)))
+    kept = features.subset(common)
+    failed = dict(entry for part in seen for entry in part.images.skipped)
+    kept = replace(kept, images=replace(kept.images, skipped=(*images.skipped, *failed.items())))
+    return kept, [part.subset(np.isin(own, common)) for part, own in zip(seen, positions, strict=True)]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -16,7 +16,6 @@ import numpy as np
 from dna_probe.cache import digest
 from dna_probe.collection import (
     Features,
-    Gradients,
     NoReadableImage,
     Options,
     collect_features,
@@ -36,6 +35,21 @@ if TYPE_CHECKING:
     Pairs = dict[str, tuple[Tensor, Tensor]]
 
 GRADIENT_FIELDS = ("mean", "absolute", "product", "loss")
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Gradient of a reference head's logit by each unit, averaged over images.
+
+    Each field maps a reading name to (2, width) float64, one row per class (real, fake): ``mean`` of the signed
+    gradient, ``absolute`` of its size, ``product`` of gradient times activation (summed over the tokens that the
+    reading covers, as captum's ``LayerGradientXActivation``), ``loss`` of the gradient of the head's cross-entropy.
+    """
+
+    mean: Mapping[str, np.ndarray]
+    absolute: Mapping[str, np.ndarray]
+    product: Mapping[str, np.ndarray]
+    loss: Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)

@@ -70,8 +70,8 @@ from typing import Literal
 import numpy as np
 
 from dna_probe.attribution import Attributions
-from dna_probe.collection import Gradients
 from dna_probe.errors import DnaProbeError, unknown_name
+from dna_probe.gradients import Gradients
 from dna_probe.pairs import PairedDifference
 from dna_probe.probing import linear_probe
 from dna_probe.sites import Reading

@@ -14,9 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dna_probe.attribution import collect_attributions
-from dna_probe.collection import Features, Gradients, Options, collect_features
+from dna_probe.collection import Features, Options, collect_features
 from dna_probe.errors import DnaProbeError, unknown_name
-from dna_probe.gradients import GRADIENT_FIELDS, GradientRequest, LinearHead, collect_gradients, collect_many_gradients
+from dna_probe.gradients import (
+    GRADIENT_FIELDS,
+    GradientRequest,
+    Gradients,
+    LinearHead,
+    collect_gradients,
+    collect_many_gradients,
+)
 from dna_probe.images.layouts import read_images
 from dna_probe.images.sampling import require_two_classes
 from dna_probe.images.sets import ImageSet

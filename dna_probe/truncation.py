@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -193,13 +194,10 @@ def truncate(scores: UnitScores, cut: str = "knee", scope: str = "global", **par
         DnaProbeError: unknown cut or scope, a parameter out of range, or no resampled scores for ``stable``.
         NumericalError: a score is not finite.
     """
-    require_cut(cut, scope)
+    require_cut(cut, scope, parameters)
     require_finite(scores.score, "score", scores.scorer)
     pools = _pools(scores, scope)
-    try:
-        verdicts = [CUTS[cut].choose(pool, **parameters) for pool in pools]
-    except TypeError as error:
-        raise DnaProbeError(f"Cut {cut!r} does not take {', '.join(parameters)}", str(error)) from error
+    verdicts = [CUTS[cut].choose(pool, **parameters) for pool in pools]
     mask = np.zeros(len(scores.score), bool)
     for pool, verdict in zip(pools, verdicts, strict=True):
         mask[pool.units] = verdict.mask
@@ -222,11 +220,19 @@ def truncate(scores: UnitScores, cut: str = "knee", scope: str = "global", **par
     )
 
 
-def require_cut(cut: str, scope: str) -> None:
+def require_cut(cut: str, scope: str, parameters: Mapping[str, float] | None = None) -> None:
+    """Raises ``DnaProbeError`` for an unknown cut or scope, and for a parameter that the cut does not take or bear."""
     if cut not in CUTS:
         raise unknown_name("cut", cut, CUTS)
     if scope not in SCOPES:
         raise unknown_name("scope", scope, SCOPES)
+    taken = list(signature(CUTS[cut].rank or CUTS[cut].choose).parameters)[1:]
+    strange = [name for name in parameters or {} if name not in taken]
+    if strange:
+        raise DnaProbeError(f"Cut {cut!r} does not take {', '.join(strange)}", f"It takes {', '.join(taken)}")
+    # On made-up scores, so that a number out of range is refused before anything has been computed.
+    trial = np.arange(8.0)
+    CUTS[cut].choose(_Pool(np.arange(8), trial, np.linspace(0.01, 1, 8), trial[None]), **(parameters or {}))
 
 
 def needs_resamples(cut: str) -> bool:

@@ -155,7 +155,7 @@ def test_mistakes_are_named(planted, head, few):
 @pytest.mark.parametrize("scorer", ATTRIBUTING)
 def test_planted_units_are_found(planted, scorer):
     layer = planted.layers[TURN + 1].name
-    scores = dna_probe.score_units(planted, images(40), [layer], scorer=scorer)
+    scores = dna_probe.score_units(planted, images(40), [layer], scorer=scorer, kinds=("cls",))
     best = {scores.units[i] for i in scores.order[: len(PLANTED)]}
     assert len(best & {f"{layer}[{k}]" for k in PLANTED}) >= 0.8 * len(PLANTED)
 

@@ -163,6 +163,13 @@ class TestViews:
         handle.remove()
         assert not ran
 
+    def test_an_image_that_a_view_cannot_show_is_left_out_and_listed(self, backbone):
+        pictures, labels = images(6)
+        small = np.zeros((9, 9, 3), np.uint8)
+        detector = dna_probe.fit(backbone, ([small, *pictures], [0, *labels]), layers=[LAYER], views=("crop",))
+        assert detector.provenance["images"] == {"real": 6, "fake": 6}
+        assert [name for name, _ in detector.skipped] == ["images[0]"]
+
     def test_an_image_and_its_views_share_name_group_and_fold(self, rng):
         data = dna_probe.read_images(images(3))
         parts = [Features(data, {"r": rng.normal(size=(6, 2)), str(i): np.zeros((6, 1))}, {}) for i in range(3)]
@@ -222,7 +229,18 @@ class TestMoreReals:
 
     def test_a_set_keeps_its_groups(self, reals):
         given = ImageSet(tuple(reals), np.zeros(20), groups=("same photographer",) * 20)
-        assert real_images(given) is given
+        assert real_images(given).groups == given.groups
+
+    def test_of_a_labelled_set_the_real_ones_are_taken_and_of_an_unlabelled_one_all(self, reals):
+        mixed = real_images(ImageSet(tuple(reals), [0, 1] * 10))
+        assert len(mixed) == 10 and not mixed.labels.any()
+        unknown = real_images(ImageSet(tuple(reals), [-1] * 20))
+        assert len(unknown) == 20 and not unknown.labels.any() and set(unknown.generators) == {"real"}
+
+    def test_what_is_trained_on_already_does_not_join_again(self, backbone):
+        data = images(10)
+        again = dna_probe.fit(backbone, data, layers=[LAYER], reals=data[0][:10])
+        assert again.provenance["images"] == {"real": 10, "fake": 10}
 
     def test_where_there_is_nothing_it_is_named(self, tmp_path):
         (tmp_path / "empty").mkdir()

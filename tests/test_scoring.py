@@ -8,11 +8,12 @@ from scipy.stats import ttest_ind
 import dna_probe
 from dna_probe.attribution import Attributions
 from dna_probe.backbones import open_backbone
-from dna_probe.collection import Features, Gradients, Options, collect_features
+from dna_probe.collection import Features, Options, collect_features
 from dna_probe.errors import DnaProbeError, SiteError
 from dna_probe.gradients import (
     GRADIENT_FIELDS,
     GradientRequest,
+    Gradients,
     LinearHead,
     collect_gradients,
     collect_many_gradients,

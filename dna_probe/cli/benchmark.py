@@ -96,7 +96,7 @@ def benchmark(
             shots=_shots(shots or default_shots),
             draws=draws or default_draws,
             train_on=train_on,
-            reals=_shots(reals)[0] if reals else None,
+            reals=_reals(reals),
             test_fraction=test_fraction,
             cutoffs=shared.names(cutoffs),
             seed=seed,
@@ -157,6 +157,16 @@ def _shots(text: str) -> tuple[int | str, ...]:
             raise DataError(f"{part!r} is not a number of shots", "", "Give numbers by comma, or 'all': 1,10,all")
         found.append(part if part == "all" else int(part))
     return tuple(dict.fromkeys(found))
+
+
+def _reals(text: str | None) -> int | str | None:
+    from dna_probe.errors import DataError
+
+    if text is None or text == "all":
+        return text
+    if not (text.isdigit() and int(text) > 0):
+        raise DataError(f"{text!r} is not a number of real images", "", "Give one number, or 'all'")
+    return int(text)
 
 
 def write_benchmark(run: BenchmarkRun, folder: Path) -> None:

@@ -270,7 +270,7 @@ class TopD(AllLayers):
         from sklearn.feature_selection import SelectKBest
         from sklearn.pipeline import make_pipeline
 
-        self.count = len(train.units.unit_set)
+        self.count = min(len(train.units.unit_set), self.columns(train.view).shape[1])
         return make_pipeline(SelectKBest(_contrast, k=self.count), linear_probe(random_state=train.seed))
 
     def reads(self, values: np.ndarray) -> int:

@@ -63,8 +63,8 @@ class Plan:
         shots: images per class, each a number or ``"all"``.
         draws: times each fit is repeated on other images.
         train_on: ``each`` generator by itself, the ``mix`` of all, or generators named with commas, mixed.
-        reals: more real images to train on than shots: this many in all, or ``"all"`` that are not held out; None
-            takes none. Every method gets them.
+        reals: more real images to train on than shots: this many in all, as far as there are so many, or ``"all"`` that
+            are not held out; None takes none. Every method gets them.
         test_fraction: share of the groups that each draw holds out.
         cutoffs: dates of ``temporal``, a month (2023-06) taken whole; left out, every date after which a generator is
             left.
@@ -94,6 +94,8 @@ def plan_cells(protocol: str, images: ImageSet, sets: np.ndarray, plan: Plan) ->
         raise unknown_name("protocol", protocol, PROTOCOLS)
     if plan.draws < 1:
         raise DataError(f"draws must be at least 1, not {plan.draws}")
+    if plan.reals not in (None, ALL) and int(plan.reals or 0) < 1:
+        raise DataError(f"reals must be at least 1, or 'all', not {plan.reals}")
     if protocol != "cross-set" and (sets != 0).any():
         raise DataError(f"The protocol {protocol} tests on one data set", "", "Leave --test out, or take cross-set")
     if not plan.shots:

@@ -8,6 +8,7 @@ where nothing but processing changed.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -16,7 +17,7 @@ from PIL import Image
 from dna_probe.errors import unknown_name
 from dna_probe.images.degradations import DEGRADATIONS, available_degradations
 from dna_probe.images.preprocessing import Preprocessing
-from dna_probe.images.reading import Source, UnreadableImage, read_image
+from dna_probe.images.reading import Source, UnreadableImage, content_hash, read_image
 from dna_probe.images.sets import ImageSet
 
 # Name -> the degradation and its severity, which are those of an image at the size that the backbone looks at.
@@ -50,7 +51,6 @@ class ProcessedImage:
     source: Source = field(repr=False)
     view: str
     side: int
-    seed: int
     name: str
 
     def read_bytes(self) -> bytes:
@@ -61,9 +61,11 @@ class ProcessedImage:
             width, height = (max(1, round(side * self.side / short)) for side in image.size)
             image = image.resize((width, height), Image.Resampling.BICUBIC)
         name, severity = VIEWS[self.view]
+        # By content, so that an image has the same view in whatever set it is.
+        seed = int(content_hash(self.source)[:8], 16) if DEGRADATIONS[name].random else 0
         buffer = io.BytesIO()
         try:
-            DEGRADATIONS[name].apply(image, severity, self.seed).save(buffer, "PNG", compress_level=1)
+            DEGRADATIONS[name].apply(image, severity, seed).save(buffer, "PNG", compress_level=1)
         except (OSError, ValueError) as error:
             raise UnreadableImage(self.name, str(error)) from error
         return buffer.getvalue()
@@ -71,7 +73,8 @@ class ProcessedImage:
 
 def process(images: ImageSet, view: str, preprocessing: Preprocessing) -> ImageSet:
     """The same set, every image in place of itself under a view, at the size from which the backbone crops."""
-    side = round(min(preprocessing.input_size) / preprocessing.crop_pct)
-    sources = enumerate(zip(images.images, images.names, strict=True))
-    made = tuple(ProcessedImage(source, view, side, position, name) for position, (source, name) in sources)
+    # Rounded as the preprocessing rounds, or the backbone would resize views once more, and them alone.
+    side = math.floor(min(preprocessing.input_size) / preprocessing.crop_pct)
+    sources = zip(images.images, images.names, strict=True)
+    made = tuple(ProcessedImage(source, view, side, name) for source, name in sources)
     return replace(images, images=made, skipped=())
