@@ -4,9 +4,9 @@ The triadic score (DNA, arXiv 2601.22515, in the form third parties give it) is 
 weight|. Its body is not fully published, so the open parts are variants with names:
 
 ``triadic``
-    Default. Gradient of the logit of a *reference head*, a linear probe on the network's last layer, carried back
-    through the network; activation as the standardised difference of the class means; weight of the layer's own
-    probe. All three are in units of one standard deviation of the unit, so that layers compare.
+    Gradient of the logit of a *reference head*, a linear probe on the network's last layer, carried back through the
+    network; activation as the standardised difference of the class means; weight of the layer's own probe. All three
+    are in units of one standard deviation of the unit, so that layers compare.
 ``triadic_raw``
     The same head, with the mean activation as it is and no standardisation.
 ``triadic_loss``
@@ -50,8 +50,8 @@ Scores that ask for what holds beyond the few images at hand:
     one class, from reals alone as in LAKE (arXiv 2604.07802); Ledoit and Wolf (2004) shrink towards the same target, by
     an amount that they estimate.
 ``whitened``, ``elimination``
-    Weight in a probe after that damping, and how long the unit survives recursive elimination by it (Guyon et al.
-    2002); see ``dna_probe.whitening``.
+    Weight in a probe after that damping, which is the default, and how long the unit survives recursive elimination
+    by it (Guyon et al. 2002); see ``dna_probe.whitening``.
 
 Rows may be views of one image. Whatever compares the classes is computed in each class, so that it does not depend on
 how many images there are of either.
