@@ -101,8 +101,6 @@ QUESTIONS = (
     ),
     Question("classifier", tuple(f"dna[classifier={kind}]" for kind in ("lda", "prototype", "linear_svm"))),
 )
-# Halves of the generators: tuned on the one, told on the other, and the other way round.
-TUNED = (0, 1)
 
 
 def main(
@@ -169,8 +167,7 @@ def nested(run: BenchmarkRun) -> str:
     made = sorted({row["train_on"] for row in run.measured.rows})
     halves = made[: len(made) // 2], made[len(made) // 2 :]
     lines = []
-    for tuned in TUNED:
-        inside, outside = halves[tuned], halves[1 - tuned]
+    for inside, outside in (halves, halves[::-1]):
         means = _means(run, inside)
         candidates = [name for name in means if name.startswith(("dna", "all-units"))]
         best = max(candidates, key=lambda name: means[name])

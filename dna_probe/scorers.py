@@ -75,7 +75,7 @@ from dna_probe.gradients import Gradients
 from dna_probe.pairs import PairedDifference
 from dna_probe.probing import linear_probe
 from dna_probe.sites import Reading
-from dna_probe.whitening import elimination_order, whitened_weights
+from dna_probe.whitening import blocks, elimination_order, whitened_weights
 
 Need = Literal["features", "gradient", "depths", "conductance", "integrated_gradients", "internal_influence", "pairs"]
 Sensitivity = Gradients | Attributions | PairedDifference
@@ -105,7 +105,7 @@ class Evidence:
 
     def blocks(self, values: np.ndarray) -> list[np.ndarray]:
         """Something of all units, (..., units), by reading."""
-        return np.split(values, np.cumsum(self.widths)[:-1], axis=-1)
+        return blocks(values, self.widths)
 
     def class_means(self, values: np.ndarray) -> np.ndarray:
         """Mean over the real and over the fake rows, (2, units)."""

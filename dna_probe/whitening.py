@@ -109,9 +109,9 @@ class WhitenedProbes:
 
 
 def blocks(values: np.ndarray, widths: Sequence[int]) -> list[np.ndarray]:
-    """Columns of each reading; readings without columns are left out."""
+    """Something of all units, (..., units), by reading; readings without units are left out."""
     ends = np.cumsum(widths)
-    return [values[:, end - width : end] for width, end in zip(widths, ends, strict=True) if width]
+    return [values[..., end - width : end] for width, end in zip(widths, ends, strict=True) if width]
 
 
 def whitened_weights(values: np.ndarray, labels: np.ndarray, widths: Sequence[int]) -> np.ndarray:
