@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 import joblib
+import numpy as np
 import typer
 from evaluation import rewrite, table
 
@@ -27,7 +28,7 @@ from dna_probe.evaluation.results import summarise
 from dna_probe.images.views import Equalisation
 
 FACTORIES = ("deit_tiny_q3.py:build", "cnns.py:mobilenetv2", "cnns.py:squeezenet1_1")
-CONTROLS = ("last-linear", "all-layers", "random-units", "ica")
+CONTROLS = ("last-linear", "all-layers", "random-units", "ica", "located-layers")
 
 
 @dataclass(frozen=True)
@@ -62,9 +63,11 @@ QUESTIONS = (
     Question(
         "how many units",
         (
+            "dna[scope=layer]",
             "dna[cut=knee]",
             "dna[cut=knee,scope=layer]",
             "dna[cut=stable]",
+            "dna[scorer=elimination,cut=knee]",
             "dna[cut=fdr]",
             "dna[cut=local_fdr]",
             *(f"dna[cut=fraction,fraction={share}]" for share in (0.02, 0.05, 0.1, 0.5)),
@@ -124,10 +127,14 @@ def main(
         f"Measured on {date.today().isoformat()}: `{data.name}`, equalised; draws per generator trained on: {draws}."
     ]
     for name in names:
+        opened = open_backbone(name)
+        layers = tuple(f"layer[{number}]" for number in range(len(opened.layers)))
         asked = [question for question in QUESTIONS if costly or not question.costly]
-        methods = tuple(dict.fromkeys(["dna", *(v for question in asked for v in question.variants), *CONTROLS]))
+        methods = tuple(
+            dict.fromkeys(["dna", *(v for question in asked for v in question.variants), *CONTROLS, *layers])
+        )
         run = benchmark(
-            open_backbone(name),
+            opened,
             data,
             settings=Settings(methods=methods, plan=plan, equalisation=Equalisation(), calibrate=False),
             state=out / "state",
@@ -137,7 +144,7 @@ def main(
         )
         short = Path(name.split(":")[0]).name + (":" + name.split(":")[1] if ":" in name else "")
         (out / f"{short.replace(':', '-')}.json").write_text(json.dumps(run.result.to_json()))
-        told += [f"### {short}", report(run, asked), nested(run)]
+        told += [f"### {short}", report(run, asked), depths(run, layers), nested(run)]
     rewrite(section, "\n\n".join(told))
 
 
@@ -160,6 +167,25 @@ def report(run: BenchmarkRun, asked: list[Question]) -> str:
     for question in asked:
         lines += [[f"*{question.asked}*", *[""] * (len(head) - 1)], *(line(name) for name in question.variants)]
     return table(head, lines)
+
+
+def depths(run: BenchmarkRun, layers: tuple[str, ...]) -> str:
+    """A probe on each layer by itself: those located, the best in hindsight, the median, and how often it is missed."""
+    lines = []
+    for n in sorted({row["shots"] for row in run.measured.rows}):
+        found: dict[str, dict[tuple[str, int], list[float]]] = {}
+        for row in run.measured.where(lambda row, n=n: row["shots"] == n and not row["seen"]).rows:
+            by_fit = found.setdefault(row["method"], {})
+            by_fit.setdefault((row["train_on"], row["draw"]), []).append(row["auc"])
+        auc = {name: np.array([np.mean(fit) for fit in fits.values()]) for name, fits in found.items()}
+        each = np.array([auc[name] for name in layers])
+        best, located = each.mean(1).argmax(), auc["located-layers"]
+        numbers = (located.mean(), each[best].mean(), np.median(each.mean(1)), each[-1].mean())
+        below = f"{(located < np.median(each, axis=0)).sum()} of {located.size}"
+        told = [wording.decimal(float(number)) for number in numbers]
+        lines.append([f"N = {n}", told[0], f"{told[1]} (layer {best})", *told[2:], below])
+    head = ["", "located, mean", "best in hindsight", "median layer", "last layer", "fits below their median layer"]
+    return f"A linear probe on each layer by itself, mean AUC:\n\n{table(head, lines)}"
 
 
 def nested(run: BenchmarkRun) -> str:

@@ -54,7 +54,7 @@ class DnaSettings:
     rule: str = "transition"
     kinds: tuple[str, ...] = DEFAULT_KINDS
     scorer: str = "whitened"
-    cut: str = "knee"
+    cut: str = "cumulative_knee"
     scope: str = "global"
     classifier: str = "whitened"
     views: tuple[str, ...] = DEFAULT_VIEWS

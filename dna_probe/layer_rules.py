@@ -9,10 +9,13 @@
     The ``m`` layers of best mean rank over cosine shift, normalised shift and attention divergence.
 ``all``, ``last``
     Every layer, or the last: the controls.
+``3-7``, ``5``
+    Two numbers, or one: the layers by their place, the first being 0, whatever the curves say.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -20,6 +23,8 @@ import numpy as np
 
 from dna_probe.errors import DnaProbeError, unknown_name
 
+# Layers by number: "5" or "3-7".
+RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 Curves = Mapping[str, np.ndarray]
 
 
@@ -36,6 +41,9 @@ def choose_layers(rule: str, curves: Curves, **parameters: float) -> LayerChoice
         DnaProbeError: unknown rule (with near matches) or a parameter that the rule does not have.
     """
     require_rule(rule)
+    band = RANGE.fullmatch(rule)
+    if band:
+        return _named_band(band, len(curves["spread"]))
     try:
         taken, reasons = RULES[rule](curves, **parameters)
     except TypeError as error:
@@ -44,7 +52,7 @@ def choose_layers(rule: str, curves: Curves, **parameters: float) -> LayerChoice
 
 
 def require_rule(rule: str) -> None:
-    if rule not in RULES:
+    if rule not in RULES and not RANGE.fullmatch(rule):
         raise unknown_name("layer rule", rule, RULES)
 
 
@@ -129,6 +137,16 @@ def top_m(curves: Curves, m: float = 3) -> tuple[np.ndarray, list[str]]:
 def every(curves: Curves) -> tuple[np.ndarray, list[str]]:
     depth = len(curves["spread"])
     return np.ones(depth, bool), ["every layer is taken"] * depth
+
+
+def _named_band(band: re.Match[str], depth: int) -> LayerChoice:
+    first, final = int(band[1]), int(band[2] or band[1])
+    if not first <= final < depth:
+        raise DnaProbeError(
+            f"Layers {band[0]} are not there", f"The backbone has layers 0 to {depth - 1}", "Name the lower one first"
+        )
+    taken = tuple(first <= i <= final for i in range(depth))
+    return LayerChoice(taken, tuple(f"{'in' if t else 'outside'} the layers named, {band[0]}" for t in taken))
 
 
 def last(curves: Curves) -> tuple[np.ndarray, list[str]]:

@@ -3,6 +3,10 @@
 ``knee``
     Curvature truncation: the knee of the sorted score curve by Kneedle (Satopaa et al. 2011), as implemented by
     kneed. A curve without a knee is a result with a reason, and a share of the units is kept in its place.
+``cumulative_knee``
+    The knee of the cumulated squares of the sorted scores, that is the units whose square is above the mean of all
+    (the rule of Guttman 1954 and Kaiser 1960 for components). One extreme unit pulls the first knee up and leaves few
+    units; this one hardly moves. Default.
 ``top_k``, ``fraction``
     A fixed number or share of the units.
 ``fdr``
@@ -181,13 +185,13 @@ class UnitSet:
         )
 
 
-def truncate(scores: UnitScores, cut: str = "knee", scope: str = "global", **parameters: float) -> UnitSet:
+def truncate(scores: UnitScores, cut: str = "cumulative_knee", scope: str = "global", **parameters: float) -> UnitSet:
     """Keep the units that ``cut`` leaves.
 
     Args:
-        cut: ``knee`` (``sensitivity``, ``fallback``), ``top_k`` (``k``), ``fraction`` (``fraction``), ``fdr``
-            (``alpha``), ``local_fdr`` (``level``), ``stable`` (``frequency``, ``fraction``; without a fraction,
-            ``sensitivity`` and ``fallback`` of the knee).
+        cut: ``knee`` (``sensitivity``, ``fallback``), ``cumulative_knee`` (``fallback``), ``top_k`` (``k``),
+            ``fraction`` (``fraction``), ``fdr`` (``alpha``), ``local_fdr`` (``level``), ``stable`` (``frequency``,
+            ``fraction``; without a fraction, ``sensitivity`` and ``fallback`` of the knee).
         scope: ``global`` cuts one ranking of all units, ``layer`` one per layer.
 
     Raises:
@@ -311,6 +315,16 @@ def _knee(score: np.ndarray, sensitivity: float = 1.0, fallback: float = 0.1) ->
     return find_knee(score, sensitivity, fallback)
 
 
+def _cumulative_knee(score: np.ndarray, fallback: float = 0.1) -> Knee:
+    energy = score**2
+    # The curve is concave and bends furthest from its chord where its slope falls to that of the chord, the mean.
+    above = int(np.sum(energy > energy.mean() * (1 + 1e-9)))
+    if above:
+        return Knee(above, True, f"{above} of {len(score)} units hold more than an equal share of the squared score")
+    kept = max(1, round(fallback * len(score)))
+    return Knee(kept, False, f"no knee: all scores are equal, the first {kept} units are kept")
+
+
 def _top_k(score: np.ndarray, k: float = 100) -> Knee:
     if k < 1 or k != int(k):
         raise DnaProbeError(f"k = {k} is not a number of units", fix="Give a whole number of at least 1")
@@ -408,6 +422,7 @@ class Cut:
 
 CUTS: dict[str, Cut] = {
     "knee": Cut.by_rank(_knee),
+    "cumulative_knee": Cut.by_rank(_cumulative_knee),
     "top_k": Cut.by_rank(_top_k),
     "fraction": Cut.by_rank(_fraction),
     "fdr": Cut(_fdr),

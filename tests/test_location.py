@@ -174,6 +174,16 @@ class TestRules:
         choice = choose_layers(rule, curves(rng.random(depth), rng.random(depth)))
         assert len(choice.taken) == len(choice.reasons) == depth and all(choice.reasons)
 
+    @pytest.mark.parametrize(("rule", "taken"), [("1-2", [1, 2]), ("3", [3]), ("0-3", [0, 1, 2, 3])])
+    def test_layers_by_number(self, rule, taken):
+        choice = choose_layers(rule, curves([4, 3, 2, 1], [1, 2, 3, 4]))
+        assert np.flatnonzero(choice.taken).tolist() == taken and f"the layers named, {rule}" in choice.reasons[0]
+
+    @pytest.mark.parametrize("rule", ["2-1", "4", "3-9"])
+    def test_layers_that_are_not_there(self, rule):
+        with pytest.raises(DnaProbeError, match=rf"Layers {rule} are not there(.|\n)*layers 0 to 3"):
+            choose_layers(rule, curves([4, 3, 2, 1], [1, 2, 3, 4]))
+
     def test_mistyped_rule_and_parameter(self):
         with pytest.raises(DnaProbeError) as caught:
             choose_layers("transiton", curves([1], [1]))

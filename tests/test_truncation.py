@@ -23,6 +23,9 @@ def scores_of(score, p_value=None, widths=None, resamples=()):
     return UnitScores(readings, "cohens_d", score, {"contrast": score}, p_value, np.array(resamples))
 
 
+CUTS_AT_A_KNEE = ("knee", "cumulative_knee")
+
+
 def knee_by_brute_force(score: np.ndarray) -> int:
     """The point of the sorted curve furthest below its chord, both axes scaled to one: what Kneedle looks for."""
     curve = np.sort(score)[::-1]
@@ -37,11 +40,12 @@ def test_knee_agrees_with_brute_force_on_smooth_curves(shape):
     assert abs(find_knee(score).kept - knee_by_brute_force(score)) <= 2
 
 
-def test_planted_units_are_kept(rng):
+@pytest.mark.parametrize("cut", CUTS_AT_A_KNEE)
+def test_planted_units_are_kept(rng, cut):
     score = rng.random(500) * 0.05
     planted = rng.choice(500, 20, replace=False)
     score[planted] += 1
-    units = truncate(scores_of(score))
+    units = truncate(scores_of(score), cut)
     assert units.found and 20 <= len(units) <= 22
     assert set(planted) <= set(units.get_support(indices=True))
 
@@ -53,8 +57,31 @@ def test_planted_units_are_kept(rng):
 def test_no_knee_is_a_result_with_a_reason(score, reason):
     knee = find_knee(score)
     assert not knee and knee.kept >= 1 and reason in knee.reason
-    units = truncate(scores_of(score))
+    units = truncate(scores_of(score), "knee")
     assert not units.found and reason in units.reason and len(units) == knee.kept
+
+
+def test_the_cumulative_knee_is_where_the_cumulated_squares_are_furthest_from_their_chord(rng):
+    score = rng.lognormal(size=300)
+    curve = np.cumsum(np.sort(score)[::-1] ** 2)
+    chord = np.linspace(0, curve[-1], 301)[1:]
+    units = truncate(scores_of(score), "cumulative_knee")
+    assert units.found and len(units) == np.argmax(curve - chord) + 1
+    assert "more than an equal share" in units.reason
+
+
+def test_one_extreme_unit_hardly_moves_the_cumulative_knee(rng):
+    score = np.abs(rng.normal(size=400))
+    extreme = np.append(score, 2 * score.max())
+    before, after = ({cut: len(truncate(scores_of(one), cut)) for cut in CUTS_AT_A_KNEE} for one in (score, extreme))
+    shrunk = {cut: after[cut] / before[cut] for cut in CUTS_AT_A_KNEE}
+    assert shrunk["knee"] < 0.85 < shrunk["cumulative_knee"]
+
+
+@pytest.mark.parametrize("score", [np.ones(40), np.zeros(40), np.ones(1)])
+def test_equal_scores_have_no_cumulative_knee(score):
+    units = truncate(scores_of(score), "cumulative_knee")
+    assert not units.found and "all scores are equal" in units.reason and len(units) == max(1, len(score) // 10)
 
 
 def test_concave_curve_says_why_there_is_no_knee():

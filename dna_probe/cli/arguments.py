@@ -42,7 +42,7 @@ Kinds = Annotated[
     ),
 ]
 Scorer = Annotated[str, typer.Option(help="How units are scored, for example whitened, triadic or weight.")]
-Cut = Annotated[str, typer.Option(help="Which are kept: knee, fraction, top_k, stable, fdr or local_fdr.")]
+Cut = Annotated[str, typer.Option(help="Which stay: cumulative_knee, knee, fraction, top_k, stable, fdr, local_fdr.")]
 Fraction = Annotated[float | None, typer.Option(help="Share of the units that the cut 'fraction' keeps.")]
 Classifier = Annotated[str, typer.Option(help="whitened, logistic, linear_svm, rbf_svm, lda or prototype.")]
 Views = Annotated[

@@ -57,7 +57,7 @@ def benchmark(
     rule: Annotated[str, typer.Option(help="Layer rule of the method dna.")] = "transition",
     kinds: shared.Kinds = "cls,mean",
     scorer: shared.Scorer = "whitened",
-    cut: shared.Cut = "knee",
+    cut: shared.Cut = "cumulative_knee",
     fraction: shared.Fraction = None,
     classifier: shared.Classifier = "whitened",
     views: shared.Views = "blur",

@@ -20,7 +20,7 @@ def fit(
     ] = None,
     kinds: shared.Kinds = "cls,mean",
     scorer: shared.Scorer = "whitened",
-    cut: shared.Cut = "knee",
+    cut: shared.Cut = "cumulative_knee",
     fraction: shared.Fraction = None,
     scope: Annotated[str, typer.Option(help="Cut one ranking of all units (global) or one per layer.")] = "global",
     classifier: shared.Classifier = "whitened",

@@ -10,7 +10,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -22,9 +22,6 @@ from dna_probe.evaluation.training import Training, View, weights_of
 from dna_probe.fitting import DEFAULTS, DnaSettings, stack
 from dna_probe.probing import linear_probe, out_of_fold_scores
 from dna_probe.scorers import Evidence
-
-if TYPE_CHECKING:
-    pass
 
 RANDOM_DRAWS = 20
 SETTINGS = ("rule", "kinds", "scorer", "cut", "scope", "classifier", "views")
@@ -184,6 +181,18 @@ class BestLayer(Probe):
         return view.of(view.layers[self.layer : self.layer + 1])
 
 
+class OneLayer(Probe):
+    description = "linear probe on one layer"
+
+    def __init__(self, layer: int):
+        self.layer = layer
+
+    def columns(self, view: View) -> np.ndarray:
+        if self.layer >= len(view.layers):
+            raise DnaProbeError(f"There is no layer {self.layer}", f"The last one is {len(view.layers) - 1}")
+        return view.of(view.layers[self.layer : self.layer + 1])
+
+
 class AllLayers(Probe):
     description = "linear probe on all layers side by side"
 
@@ -309,6 +318,22 @@ class RandomUnits(Method):
         return Judgement(scores, None, 0.0, None, len(self.drawn[0]))
 
 
+class LocatedLayers(Method):
+    """A probe on each layer that the detector located, by itself; what is measured is the mean over them."""
+
+    description = "linear probe on each located layer by itself, their mean"
+    needs_units = True
+
+    def fit(self, train: Training) -> LocatedLayers:
+        layers = sorted({reading.site.layer for reading in train.locate(train.settings).readings})
+        self.probes = [OneLayer(layer).fit(train) for layer in layers]
+        return self
+
+    def judge(self, test: View) -> Judgement:
+        scores = np.concatenate([probe.judge(test).scores for probe in self.probes])
+        return Judgement(scores, None, 0.0, None, test.of(test.layers[-1:]).shape[1])
+
+
 class Ica(Probe):
     """As many independent components of the readings that the detector located as it reads units (RGE, arXiv
     2610.08639, with our budget in place of its share of the components)."""
@@ -364,6 +389,7 @@ METHODS: dict[str, type[Method]] = {
     "l1": L1,
     "random-units": RandomUnits,
     "top-d": TopD,
+    "located-layers": LocatedLayers,
     "ica": Ica,
     "metadata": Metadata,
     "thumbnail": Thumbnail,
@@ -372,7 +398,8 @@ METHODS: dict[str, type[Method]] = {
 
 
 def make_method(name: str) -> Method:
-    """A method, unfitted, by name, or a variant of the detector: ``dna[scorer=weight,cut=top_k,k=50,views=]``.
+    """A method, unfitted, by name; ``layer[3]``, a linear probe on the layer of that number, the first being 0; or a
+    variant of the detector: ``dna[scorer=weight,cut=top_k,k=50,views=]``.
 
     A variant names what differs from the detector of the run: ``rule``, ``kinds`` and ``views`` (joined by ``+``),
     ``scorer``, ``cut``, ``scope``, ``classifier``, and numbers for the cut.
@@ -380,6 +407,9 @@ def make_method(name: str) -> Method:
     Raises:
         DnaProbeError: a mistyped name.
     """
+    layer = re.fullmatch(r"layer\[(?P<number>\d+)\]", name)
+    if layer:
+        return OneLayer(int(layer["number"]))
     variant = re.fullmatch(r"dna\[(?P<changes>.*)\]", name)
     if variant:
         return Dna(_changes(variant["changes"]))

@@ -18,14 +18,20 @@ if TYPE_CHECKING:
 Corner = Literal["upper left", "upper right"]
 # In shares of the axes: to the right of FREE_FROM and above FREE_ABOVE the inset and the key stand, and no curve.
 FREE_FROM, FREE_ABOVE = 0.40, 0.36
-CUT_NAMES = {"top_k": "top k", "fdr": "FDR"}
+CUT_NAMES = {
+    "top_k": "top k",
+    "fdr": "FDR",
+    "local_fdr": "local FDR",
+    "cumulative_knee": "cumulative knee",
+}
+KNEES = ("knee", "cumulative_knee")
 
 
 def scores(scores_or_unit_set: UnitScores | UnitSet, ax: Axes | None = None, columns: int = 1) -> tuple[Figure, Axes]:
     """Scores from best to worst, with the range over resampled images; for a ``UnitSet`` also the cut.
 
-    Each curve, of the scores and of every resample, is a share of its own best score: that is the curve in which the
-    knee is found, and what compares between resamples is its shape. ``table()`` has the scores themselves.
+    Each curve, of the scores and of every resample, is a share of its own best score: the cut ``knee`` looks for a bend
+    in that curve, and what compares between resamples is its shape. ``table()`` has the scores themselves.
 
     The units kept are shaded, the knee (or other cut) is marked with its range over resampled images, the title counts
     the units, and an inset shows how many are kept in each layer. Both axes are linear: the knee is found on linear
@@ -158,7 +164,7 @@ def _mark_cut(ax: Axes, units: UnitSet, count: int, height: float) -> None:
     ax.plot(
         count, height, marker="D", markersize=3.6, color=style.VERMILLION, linestyle="none", zorder=7, clip_on=False
     )
-    name = "knee" if units.cut == "knee" and units.found else "cut"
+    name = "knee" if units.cut in KNEES and units.found else "cut"
     right = share < 0.25
     ax.annotate(
         name,
@@ -179,12 +185,12 @@ def _caption(units: UnitSet) -> str:
         return f"none of {total} units kept ({units.cut})"
     low, _, high = units.spread
     how = CUT_NAMES.get(units.cut, units.cut)
-    if units.cut == "knee" and not units.found:
+    if units.cut in KNEES and not units.found:
         how = "no knee" if units.scope == "global" else "not a knee in all"
     if units.scope == "layer":
         how += " per layer" if units.found else " layers"
     if high > low:
-        how += f"; {low} to {high} over resampled images"
+        how += f"; {low} to {high} over resamples"
     return f"{len(units)} of {total} units kept ({units.fraction:.1%})".replace("%", " %") + f"\n{how}"
 
 

@@ -212,7 +212,7 @@ def test_backbones(capsys):
         (["fit", "{data}", "--backbone", "{planted}:Planted", "--cut", "nee", "--out", "{out}"], "Unknown cut"),
         (
             ["fit", "{data}", "--backbone", "{planted}:Planted", "--fraction", "0.1", "--out", "{out}"],
-            "Cut 'knee' does not take fraction",
+            "Cut 'cumulative_knee' does not take fraction",
         ),
         (
             ["fit", "{data}", "--backbone", "{planted}:Planted", "--views", "jpeg,blurr", "--out", "{out}"],

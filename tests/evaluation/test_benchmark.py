@@ -74,7 +74,7 @@ class TestAllMethods:
         for row in all_methods.result.summary:
             metrics = row["metrics"]
             assert metrics["auc"]["low"] <= metrics["auc"]["value"] <= metrics["auc"]["high"]
-            calibrated = row["method"] != "random-units"
+            calibrated = row["method"] not in ("random-units", "located-layers")
             assert (metrics["ece"]["value"] is not None) == calibrated
             assert (row["difference"] is None) == (row["method"] == "last-linear")
 
@@ -117,7 +117,8 @@ VARIANT = "dna[scorer=cohens_d,cut=fraction,fraction=0.1,views=]"
 
 @pytest.fixture(scope="module")
 def variants(backbone, tmp_path_factory):
-    named = ("dna", VARIANT, "dna[views=blur]", "all-units", "ica", "last-linear")
+    layers = ("located-layers", *(f"layer[{number}]" for number in range(len(backbone.layers))))
+    named = ("dna", VARIANT, "dna[views=blur]", "all-units", "ica", "last-linear", *layers)
     settings = Settings(methods=named, plan=BESIDE)
     return benchmark(backbone, make_set(), settings=settings, state=tmp_path_factory.mktemp("variants"))
 
@@ -146,6 +147,15 @@ class TestVariants:
     def test_a_variant_that_changes_nothing_says_the_same(self, variants):
         outcome, _, _ = self.first(variants)
         np.testing.assert_array_equal(outcome.judged[0, "dna[views=blur]"].scores, outcome.judged[0, "dna"].scores)
+
+    def test_located_layers_are_probed_one_by_one(self, backbone, variants):
+        outcome, train, seed = self.first(variants)
+        located = dna_probe.locate_layers(backbone, train, seed=seed).selected
+        numbers = [i for i, site in enumerate(backbone.layers) if site.name in located]
+        each = [outcome.judged[0, f"layer[{number}]"].scores[0] for number in numbers]
+        np.testing.assert_array_equal(outcome.judged[0, "located-layers"].scores, each)
+        last = outcome.judged[0, f"layer[{len(backbone.layers) - 1}]"]
+        np.testing.assert_array_equal(last.scores, outcome.judged[0, "last-linear"].scores)
 
     def test_all_units_reads_every_unit_of_the_located_layers_and_ica_as_many_components_as_dna_units(
         self, backbone, variants
@@ -208,7 +218,7 @@ class TestVariants:
             ("dna[rule=al]", "Did you mean 'all'"),
             ("dna[classifier=logisitc]", "Unknown classifier 'logisitc'. Did you mean 'logistic'?"),
             ("dna[scorrer=weight]", "Unknown setting 'scorrer'. Did you mean 'scorer'"),
-            ("dna[fraction=0.05]", "Cut 'knee' does not take fraction. It takes sensitivity, fallback"),
+            ("dna[fraction=0.05]", "Cut 'cumulative_knee' does not take fraction. It takes fallback"),
             ("dna[cut=fraction,fraction=2]", "fraction = 2.0 is not a share"),
             ("dna[scorer]", "'scorer' changes nothing. Write it as name=value, for example scorer=weight."),
             ("dnaa[cut=knee]", "Unknown method 'dnaa[cut=knee]'"),

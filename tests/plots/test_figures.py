@@ -41,11 +41,12 @@ REPORTS = {
 SCORES = {
     "scores alone": make_scores,
     "scores without resamples": lambda: make_scores(draws=0),
-    "knee": lambda: truncate(make_scores()),
-    "knee per layer": lambda: truncate(make_scores(), scope="layer"),
+    "knee": lambda: truncate(make_scores(), "knee"),
+    "cumulative knee": lambda: truncate(make_scores()),
+    "cumulative knee per layer": lambda: truncate(make_scores(), scope="layer"),
     "flat": lambda: truncate(make_scores(kind="flat")),
     "zero": lambda: truncate(make_scores(kind="zero")),
-    "line": lambda: truncate(make_scores(kind="line")),
+    "line": lambda: truncate(make_scores(kind="line"), "knee"),
     "fdr": lambda: truncate(make_scores(), cut="fdr"),
     "fdr keeps none": lambda: truncate(make_scores(), cut="fdr", alpha=1e-30),
     "top 5": lambda: truncate(make_scores(), cut="top_k", k=5),
@@ -142,7 +143,7 @@ def test_what_is_written_on_the_layers_and_the_scores(tmp_path):
     units = truncate(make_scores())
     text = page_of(plots.scores(units)[0], tmp_path).get_text()
     assert f"{len(units)} of 384 units kept" in text and "knee" in text and "kept in each block" in text
-    assert f"{units.spread[0]} to {units.spread[2]} over resampled images" in text
+    assert f"{units.spread[0]} to {units.spread[2]} over resamples" in text
 
 
 def test_a_cut_without_a_knee_does_not_claim_one(tmp_path):
