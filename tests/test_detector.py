@@ -12,13 +12,7 @@ from dna_probe.anchor import AnchorClassifier
 from dna_probe.backbones import open_backbone
 from dna_probe.collection import Features, collect_features
 from dna_probe.errors import ArtefactError, DataError, DnaProbeError, NumericalError
-from dna_probe.evaluation.baselines import (
-    control_features,
-    detector_scores,
-    last_layer_scores,
-    random_unit_scores,
-    thumbnail_scores,
-)
+from dna_probe.evaluation.demonstration import demonstrate
 from dna_probe.evaluation.metrics import auc, auc_interval
 from dna_probe.fitting import HASH_DIGITS, DnaSettings, fit_units, real_images, stack
 from dna_probe.images.processed import DEFAULT_VIEWS
@@ -465,22 +459,16 @@ class TestControls:
     def test_random_units_are_worse_than_the_planted_ones(self, backbone, fresh):
         names = {"layers": ["blocks.3.hook_resid_post"], "scorer": "triadic", "kinds": ("cls",), "views": ()}
         detector = dna_probe.fit(backbone, images(30), **names, cut="top_k", k=6)
-        train, test = (control_features(detector, dna_probe.read_images(data)) for data in (images(30), fresh))
-        drawn = random_unit_scores(detector, train, test, draws=10)
-        ours = auc(test.images.labels, detector_scores(detector, test))
-        assert drawn.shape == (10, 80)
-        assert ours > np.mean([auc(test.images.labels, d) for d in drawn]) + 0.1
+        result = demonstrate(detector, dna_probe.read_images(images(30)), dna_probe.read_images(fresh))
+        found = {row["method"]: row["auc"] for row in result["results"]}
+        assert found["detector"] > found["random units"] + 0.05
 
-    def test_features_give_what_the_detector_says(self, fitted, fresh):
-        held = control_features(fitted, dna_probe.read_images(fresh))
-        order = np.argsort(detector_scores(fitted, held))
-        assert (np.diff(fitted.predict_proba(fresh[0])[order, 1]) > -1e-6).all()
-
-    def test_last_layer_and_thumbnail(self, backbone, fitted, fresh):
-        train, test = dna_probe.read_images(images(30)), dna_probe.read_images(fresh)
-        features = [control_features(fitted, data) for data in (train, test)]
-        assert auc(test.labels, last_layer_scores(backbone, *features)) > 0.9
-        assert auc(test.labels, thumbnail_scores(train, test, side=4)) < 0.75
+    def test_the_detector_is_measured_as_it_predicts(self, fitted, fresh):
+        result = demonstrate(fitted, dna_probe.read_images(images(30)), dna_probe.read_images(fresh))
+        found = {row["method"]: row["auc"] for row in result["results"]}
+        assert found["detector"] == pytest.approx(auc(fresh[1], fitted.predict_proba(fresh[0])[:, 1]))
+        assert found["last-layer probe"] > 0.9 and found["thumbnail probe"] < 0.75
+        assert result["test"] == {"real": 40, "fake": 40, "photographs": 80}
 
     def test_auc_interval_covers_and_counts_groups(self, rng):
         labels = np.repeat([0, 1], 50)

@@ -98,6 +98,7 @@ class Training:
         processed: name of a processed view of the images -> their arrays under it.
         located: by ``locator`` of the settings that ask for it, of the backbone; ``untrained`` likewise of the
             untrained one.
+        found: the units of the detector, where they are known already.
         target_fpr: operating point asked for, or None.
         calibrate: whether the probabilities and thresholds of detectors are wanted.
     """
@@ -108,6 +109,7 @@ class Training:
     processed: Mapping[str, View] = field(default_factory=dict)
     located: Mapping[Locator, Located] = field(default_factory=dict)
     untrained: Mapping[Locator, Located] = field(default_factory=dict)
+    found: FittedUnits | None = None
     target_fpr: float | None = None
     calibrate: bool = True
     seed: int = 0
@@ -115,7 +117,7 @@ class Training:
     @cached_property
     def units(self) -> FittedUnits:
         """The detector's units; several methods compare with them."""
-        return self.find_units(self.settings)
+        return self.found or self.find_units(self.settings)
 
     def find_units(self, settings: DnaSettings, untrained: bool = False) -> FittedUnits:
         """What ``dna_probe.fit`` does behind the forward passes; raises its errors."""
