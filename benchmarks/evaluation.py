@@ -24,6 +24,10 @@ COMPARED = "dna,last-linear,best-layer,all-layers,random-units,metadata"
 RUNS = {
     "few-shot": ["--protocol", "few-shot", "--methods", COMPARED, "--shots", "10,50", "--draws", "10"],
     "few-shot-equalised": ["--protocol", "few-shot", "--equalise", "--shots", "1,5,10,20,50", "--draws", "10"],
+    "few-shot-reals": [
+        *("--protocol", "few-shot", "--equalise", "--reals", "all", "--shots", "10,50", "--draws", "10"),
+        *("--methods", "dna,last-linear,all-units,all-layers,random-units,ica"),
+    ],
     "operating-point": [
         *("--protocol", "few-shot", "--equalise", "--shots", "50", "--draws", "10", "--target-fpr", "0.05"),
         *("--methods", "dna,last-linear,all-layers,rine"),
