@@ -82,13 +82,13 @@ def main(
 
 def false_alarms(backbone: Any, data: Path, reals: Path, rule: str, options: Options) -> float:
     """Share of the real images called fake at the stored threshold, mean over detectors of one generator each."""
-    images, others = read_images(data), read_images(reals)
+    images = read_images(data)
     made = np.asarray(images.generators)
     called = []
     for generator in sorted(set(made[images.labels == 1])):
         own = images.subset((images.labels == 0) | (made == generator))
         detector = dna_probe.fit(backbone, own, SHOTS, rule=rule, equalisation=Equalisation(), options=options)
-        called.append(detector.predict(others).mean())
+        called.append(detector.predict(reals, options).mean())
     return float(np.mean(called))
 
 
@@ -100,10 +100,13 @@ def draw(points: Sequence[tuple[str, float, float]], test: str, out: Path) -> No
     bands = [point for point in points if "rule" in point[0]]
     ax.plot([x for _, x, _ in bands], [y for *_, y in bands], color="#0072B2", marker="o", markersize=4)
     for name, x, y in points:
-        if "rule" not in name:
+        is_band = "rule" in name
+        if not is_band:
             ax.plot(x, y, "D", color="#D55E00", markersize=5)
         label = name.removeprefix("dna[rule=").removesuffix("]")
-        ax.annotate(label, (x, y), (4, 4), textcoords="offset points", fontsize=7)
+        place, side = ((5, 3), "left") if is_band else ((-2, -11), "right")
+        ax.annotate(label, (x, y), place, textcoords="offset points", fontsize=7, ha=side)
+    ax.margins(0.1)
     ax.axhline(0.5, color="#888888", linewidth=0.8, linestyle=":")
     ax.set(xlabel="AUC on other generators of the set", ylabel=f"AUC on {test}")
     for ending in ("png", "pdf"):

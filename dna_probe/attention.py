@@ -6,13 +6,19 @@ that each position holds.
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 from typing import TYPE_CHECKING
+
+from dna_probe.sites import patch_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from dna_probe.sites import Site
+
+# Parts into which the map of a sequence is divided, whatever its length.
+BINS = 48
 
 
 def summarise_pattern(pattern: Tensor, site: Site, grid: tuple[int, int]) -> dict[str, Tensor]:
@@ -44,6 +50,37 @@ def summarise_energy(tokens: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]
     result = _map_entropy(tokens.float().square().sum(-1))
     spread = result["map"] @ _distances(grid).to(tokens.device)
     return {**result, "distance": (spread * result["map"]).sum(-1)}
+
+
+def summarise_sequence(activation: Tensor, site: Site) -> dict[str, Tensor]:
+    """The same of a sequence of any length, from a pattern or from tokens, on ``BINS`` equal parts of its length.
+
+    ``entropy`` is a share of its maximum, log(tokens), times log(``BINS``), and ``distance`` a share of the length
+    times ``BINS``, so that sequences of different lengths compare.
+    """
+    patches = activation.shape[-1] - site.prefix_tokens if site.kind == "pattern" else 0
+    if site.kind == "pattern":
+        found = summarise_pattern(activation, site, (1, patches))
+    else:
+        tokens = patch_tokens(site, activation)
+        patches = tokens.shape[1]
+        found = summarise_energy(tokens, (1, patches))
+    return {
+        "map": found["map"] @ _overlap(patches).to(activation.device),
+        "entropy": found["entropy"] * (math.log(BINS) / math.log(max(patches, 2))),
+        "distance": found["distance"] * (BINS / patches),
+    }
+
+
+@lru_cache(maxsize=1024)
+def _overlap(tokens: int) -> Tensor:
+    """Which share of each token lies in each of ``BINS`` equal parts of the sequence, (tokens, BINS); rows sum to 1."""
+    import torch
+
+    edges = torch.arange(BINS + 1, dtype=torch.float64) * tokens / BINS
+    starts = torch.arange(tokens, dtype=torch.float64)[:, None]
+    covered = (torch.minimum(edges[1:], starts + 1) - torch.maximum(edges[:-1], starts)).clamp_min(0)
+    return covered.float()
 
 
 def _map_entropy(raw: Tensor) -> dict[str, Tensor]:

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dna_probe.attention import summarise_energy, summarise_pattern
+from dna_probe.attention import summarise_energy, summarise_pattern, summarise_sequence
+from dna_probe.batches import load_batches
 from dna_probe.cache import RowCache, digest
 from dna_probe.errors import DataError
-from dna_probe.images.reading import content_hash, load_batches
-from dna_probe.images.sets import ImageSet
+from dna_probe.images.reading import content_hash
+from dna_probe.images.sets import ImageSet, noun_of
 from dna_probe.moments import ClassMoments, require_finite
 from dna_probe.sites import Reading, Site, patch_tokens
 
@@ -93,6 +94,7 @@ def collect_features(
         NumericalError: an activation is not finite.
     """
     options = options or Options()
+    require_modality(backbone, images)
     sites = {reading.site.name: reading.site for reading in readings} | {site.name: site for site in attention}
     names = [reading.name for reading in readings]
     names += [f"{site.name}/{part}" for site in attention for part in ("map", "entropy", "distance")]
@@ -158,6 +160,8 @@ def _reducer(site: Site, readings: Sequence[Reading], into: dict[str, Tensor]) -
 
 def attention_summary(backbone: Backbone, site: Site, activation: Tensor) -> dict[str, Tensor]:
     """Map, entropy and distance of each image at a site, from the pattern where it is one, else from the energy map."""
+    if backbone.preprocessing.modality != "image":
+        return summarise_sequence(activation, site)
     if site.kind == "pattern":
         if backbone.grid is None:
             raise DataError(f"{site.name} has no patch grid", "The model does not say how its tokens are laid out")
@@ -186,6 +190,7 @@ def collect_moments(
     import torch
 
     options = options or Options()
+    require_modality(backbone, images)
     moments = ClassMoments(sum(reading.width for reading in readings))
     current: dict[str, Tensor] = {}
     visit = {r.site.name: _reducer(r.site, readings, current) for r in readings}
@@ -203,6 +208,17 @@ def collect_moments(
     }
 
 
+def require_modality(backbone: Backbone, samples: ImageSet) -> None:
+    """Raises ``DataError`` where the backbone takes another kind of sample than these are."""
+    takes = backbone.preprocessing.modality
+    if samples.modality != takes:
+        raise DataError(
+            f"{backbone.name} takes {noun_of(takes)}, and {samples.origin} holds {noun_of(samples.modality)}",
+            "",
+            f"Give {noun_of(takes)}, or another backbone",
+        )
+
+
 def open_cache(backbone: Backbone, options: Options) -> RowCache | None:
     """The cache of this backbone under its weights and preprocessing, or None where no folder was given."""
     if not options.cache:
@@ -213,14 +229,14 @@ def open_cache(backbone: Backbone, options: Options) -> RowCache | None:
 def stream_batches(
     backbone: Backbone, images: ImageSet, options: Options, skipped: list[tuple[str, str]]
 ) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Positions and pixels of each batch on the backbone's device; unreadable images go to ``skipped``."""
+    """Positions and inputs of each batch on the backbone's device; unreadable samples go to ``skipped``."""
     import torch
 
     with progress_bar(len(images), options.progress) as advance:
         for batch in load_batches(images.images, backbone.preprocessing, options.batch_size, options.workers):
             skipped += [(name, reason) for _, name, reason in batch.failures]
             if batch.index:
-                yield batch.index, torch.from_numpy(batch.pixels).to(backbone.device)
+                yield batch.index, torch.from_numpy(batch.inputs).to(backbone.device)
             advance(len(batch.index) + len(batch.failures))
 
 

@@ -14,10 +14,10 @@ import numpy as np
 from dna_probe.anchor import AnchorClassifier
 from dna_probe.collection import NoReadableImage, Options, collect_features
 from dna_probe.errors import ArtefactError, BackboneError, DataError, DnaProbeError
-from dna_probe.images.reading import name_of
-from dna_probe.images.sets import UNLABELLED, ImageSet
+from dna_probe.images.sets import UNLABELLED, ImageSet, noun_of
 from dna_probe.images.views import Equalisation, TreatedImage
 from dna_probe.location import LayerReport
+from dna_probe.samples import as_sources, read_unlabelled_samples
 from dna_probe.scoring import UnitScores
 from dna_probe.sites import Reading, parse_unit, resolve_reading
 from dna_probe.storage import replacing_folder
@@ -131,7 +131,7 @@ class Detector:
         Raises:
             DataError: an image cannot be read; it is named with the reason.
         """
-        values, _, failures = self.unit_values(_as_set(images), options)
+        values, _, failures = self.unit_values(self._as_set(images), options)
         if failures:
             name, reason = failures[0]
             raise DataError(
@@ -144,7 +144,8 @@ class Detector:
         """Probabilities of real and fake, (n, 2), in the order given.
 
         Args:
-            images: paths, PIL images, arrays or tensors; or one of them; or a folder or ``ImageSet``.
+            images: paths, PIL images, arrays or tensors; or one of them; or a folder or ``ImageSet``. For a backbone
+                of texts, strings that are texts, or paths; of sounds, paths, arrays, or ``(samples, rate)``.
 
         Raises:
             DataError: an image cannot be read.
@@ -157,8 +158,8 @@ class Detector:
 
     def judge(self, images: Any, options: Options | None = None) -> list[Prediction]:
         """A verdict per image, in the order given; an unreadable image keeps its place with the reason."""
-        image_set = _as_set(images)
-        names = [name_of(image, i) for i, image in enumerate(image_set.images)]
+        image_set = self._as_set(images)
+        names = image_set.names
         try:
             values, index, failures = self.unit_values(image_set, options)
         except NoReadableImage as error:
@@ -169,6 +170,21 @@ class Detector:
                 p = float(probability)
                 result[position] = Prediction(names[position], p, self.anchor.verdict(p), self.threshold)
         return result
+
+    def _as_set(self, images: Any) -> ImageSet:
+        modality = self.backbone.preprocessing.modality
+        if isinstance(images, ImageSet):
+            return images
+        if isinstance(images, str | Path) and Path(images).is_dir():
+            images = read_unlabelled_samples([images], modality)
+        elif not isinstance(images, list | tuple) and getattr(images, "ndim", 3) != 4:
+            images = [images]
+        return ImageSet(
+            images=as_sources(images, modality),
+            labels=np.full(len(images), UNLABELLED),
+            origin=f"the {noun_of(modality)} given",
+            modality=modality,
+        )
 
     def treated(self, images: ImageSet) -> ImageSet:
         """The images as this detector looks at them: equalised, when they are read, if its training images were."""
@@ -243,7 +259,6 @@ def load(folder: str | Path, model: Any = None, weights: str | Path | None = Non
     from safetensors.numpy import load as load_arrays
 
     from dna_probe.backbones import open_backbone
-    from dna_probe.images.reading import Preprocessing
 
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -272,7 +287,7 @@ def load(folder: str | Path, model: Any = None, weights: str | Path | None = Non
             weights=weights or (identity.get("weights") if model is None else None),
             device=device,
             random_weights=model is None and identity.get("random_weights", False),
-            preprocessing=Preprocessing.from_json(manifest["preprocessing"]),
+            preprocessing=_preprocessing(manifest["preprocessing"]),
         )
     except BackboneError as error:
         if model is not None or identity.get("spec"):
@@ -288,6 +303,12 @@ def load(folder: str | Path, model: Any = None, weights: str | Path | None = Non
             f"The weights of {backbone.name} are not those that {folder} was fitted with",
             f"SHA-256 {backbone.weight_hash[:12]} instead of {identity['weight_hash'][:12]}",
             "Load the same weights, or fit again",
+        )
+    if backbone.preprocessing.to_json() != manifest["preprocessing"]:
+        raise ArtefactError(
+            f"{folder} was fitted with another preprocessing than {backbone.name} has",
+            "Its tokeniser, feature extractor or their settings differ",
+            "Open the backbone with that one: dna_probe.load(folder, model=open_backbone(..., preprocessing=...))",
         )
     try:
         anchor = AnchorClassifier.restore(manifest["anchor"], arrays)
@@ -310,6 +331,13 @@ def load(folder: str | Path, model: Any = None, weights: str | Path | None = Non
         skipped=tuple((name, reason) for name, reason in manifest["skipped"]),
         provenance=manifest["provenance"],
     )
+
+
+def _preprocessing(stored: Mapping[str, Any]) -> Any:
+    """That of images; those of texts and sounds come with the backbone, and are compared."""
+    from dna_probe.images.preprocessing import Preprocessing
+
+    return None if "modality" in stored else Preprocessing.from_json(stored)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -349,19 +377,3 @@ def _stored(path: Path, read: Any) -> Any:
         return read(json.loads(path.read_text())) if path.exists() else None
     except (ValueError, KeyError, TypeError) as error:
         raise ArtefactError(f"{path} is damaged", f"{type(error).__name__}: {error}", "Copy or fit it again") from error
-
-
-def _as_set(images: Any) -> ImageSet:
-    if isinstance(images, ImageSet):
-        return images
-    if isinstance(images, str | Path) and Path(images).is_dir():
-        from dna_probe.images.layouts import read_unlabelled
-
-        images = read_unlabelled([images])
-    elif not isinstance(images, list | tuple) and getattr(images, "ndim", 3) != 4:
-        images = [images]
-    return ImageSet(
-        images=tuple(Path(i) if isinstance(i, str) else i for i in images),
-        labels=np.full(len(images), UNLABELLED),
-        origin="the images given",
-    )

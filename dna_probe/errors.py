@@ -17,7 +17,18 @@ class DnaProbeError(Exception):
 
 
 class DataError(DnaProbeError):
-    """The images, labels or layout cannot be used as given."""
+    """The samples, labels or layout cannot be used as given."""
+
+
+class UnreadableSample(DataError):
+    """One image, text or recording cannot be used. `.name` says which, `.reason` why, in a few plain words."""
+
+    def __init__(self, name: str, reason: str, fix: str = ""):
+        self.name, self.reason = name, reason
+        super().__init__(f"Cannot read {name}: {reason}", "", fix)
+
+    def __reduce__(self):
+        return type(self), (self.name, self.reason, self.fix)
 
 
 class BackboneError(DnaProbeError):

@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dna_probe.anchor import CLASSIFIERS, AnchorClassifier, require_resolvable
-from dna_probe.collection import Features, Options, collect_features
+from dna_probe.collection import Features, Options, collect_features, require_modality
 from dna_probe.detector import Detector
-from dna_probe.errors import DnaProbeError, unknown_name
-from dna_probe.images.layouts import read_images, read_unlabelled
+from dna_probe.errors import DataError, DnaProbeError, unknown_name
 from dna_probe.images.processed import DEFAULT_VIEWS, process, require_views
 from dna_probe.images.reading import content_hash
 from dna_probe.images.sampling import draw_shots, require_two_classes
-from dna_probe.images.sets import REAL, UNLABELLED, ImageSet, join
+from dna_probe.images.sets import REAL, UNLABELLED, ImageSet, join, noun_of
 from dna_probe.images.sources import EncodedImage
 from dna_probe.images.views import Equalisation, equalise_set
 from dna_probe.layer_rules import require_rule
 from dna_probe.location import LayerReport, bounded, collect_layer_features, report_layers
 from dna_probe.probing import folds, small_fits
+from dna_probe.samples import as_sources, in_memory, read_samples, read_unlabelled_samples
 from dna_probe.scorers import Sensitivity, require_scorer
 from dna_probe.scoring import (
     DEFAULT_KINDS,
@@ -88,7 +88,7 @@ def fit(
     cut: str = DEFAULTS.cut,
     scope: str = DEFAULTS.scope,
     classifier: str = DEFAULTS.classifier,
-    views: Sequence[str] = DEFAULTS.views,
+    views: Sequence[str] | None = None,
     reals: Any = None,
     target_fpr: float | None = None,
     equalisation: Equalisation | None = None,
@@ -100,13 +100,15 @@ def fit(
 
     Args:
         model: any ``torch.nn.Module``, a backbone name, or a ``Backbone``.
-        data: a folder, a manifest, ``(images, labels)`` or an ``ImageSet``.
+        data: a folder, a manifest, ``(images, labels)`` or an ``ImageSet``; for backbones of texts or sounds, texts
+            or recordings instead, see ``samples.read_samples``.
         shots: images per class, drawn evenly over generators and groups; None takes all.
         layers: a ``LayerReport`` (``locate_layers(model)`` on the built-in probe set, say) or site names; None
             locates them on the training images.
         rule, kinds, scorer, cut, scope, classifier: names, see ``layer_rules``, ``scoring``, ``truncation`` and
             ``anchor``; ``cut_parameters`` go to the cut.
-        views: processed views that join each training image, see ``images.processed``; none with ``()``.
+        views: processed views that join each training image, see ``images.processed``; none with ``()``. None takes
+            the default, a blurred view of images, and no view of texts and recordings, of which there are none.
         reals: more real images, beyond the shots: a folder, paths, or images in memory. They need no fakes beside them,
             and tell what real images differ in, which is no evidence of forgery.
         target_fpr: false positive rate that the threshold is set for; None puts it at a probability of one half.
@@ -125,12 +127,16 @@ def fit(
 
     # Names first: a slip must not cost the forward passes.
     parameters = tuple(cut_parameters.items())
-    settings = DnaSettings(rule, tuple(kinds), scorer, cut, scope, classifier, tuple(views), parameters)
+    named = DEFAULTS.views if views is None else tuple(views)
+    settings = DnaSettings(rule, tuple(kinds), scorer, cut, scope, classifier, named, parameters)
     settings.check()
     anchor = AnchorClassifier(classifier, random_state=seed, target_fpr=target_fpr)
     backbone = open_backbone(model)
-    images = read_images(data)
+    images = read_samples(data)
     images = images.subset(images.labels != UNLABELLED)
+    require_modality(backbone, images)
+    if images.modality != "image":
+        settings = replace(settings, views=_no_views(images, views, equalisation))
     require_two_classes(images)
     if equalisation is not None:
         images = equalise_set(images, equalisation)
@@ -138,7 +144,7 @@ def fit(
     if shots is not None:
         images = draw_shots(images, shots, seed)
     if reals is not None:
-        more = real_images(reals)
+        more = real_images(reals, images.modality)
         images = _join_new(images, more if equalisation is None else equalise_set(more, equalisation))
     if target_fpr is not None:
         require_resolvable(target_fpr, int((images.labels == 0).sum()))
@@ -153,7 +159,7 @@ def fit(
         layer_features = collect_features(backbone, bounded(images, seed), at, options=options)
     heads = [reference_head(layer_features, reading, seed) for reading in at if layer_features]
     features, gradients = collect_evidence(backbone, images, readings, heads, scorer, options)
-    features, processed = collect_views(backbone, features, views, readings, options)
+    features, processed = collect_views(backbone, features, settings.views, readings, options)
     labels = features.images.labels
     origin = {"backbone": backbone.identity(), "data": features.images.fingerprint()}
     found = fit_units(features, readings, gradients, anchor, settings, processed, origin, RESAMPLES)
@@ -176,7 +182,7 @@ def fit(
             "kinds": list(kinds),
             "scorer": scorer,
             "classifier": classifier,
-            "views": list(views),
+            "views": list(settings.views),
             "shots": shots,
             "seed": seed,
             "out_of_fold_auc": found.out_of_fold_auc,
@@ -185,8 +191,20 @@ def fit(
     )
 
 
-def real_images(given: Any) -> ImageSet:
-    """Images taken as real: a folder, files, globs, or images in memory, each a group of its own; of a labelled set
+def _no_views(samples: ImageSet, views: Sequence[str] | None, equalisation: Equalisation | None) -> tuple[str, ...]:
+    """Raises ``DataError`` where views or an equalisation were asked for, of which texts and recordings have none."""
+    for asked, what in ((views, f"Views ({', '.join(views or ())})"), (equalisation, "Equalising")):
+        if asked:
+            raise DataError(
+                f"{what} cannot be had of {noun_of(samples.modality)}",
+                "It is a treatment of pixels",
+                "Leave it out",
+            )
+    return ()
+
+
+def real_images(given: Any, modality: str = "image") -> ImageSet:
+    """Samples taken as real: a folder, files, globs, or samples in memory, each a group of its own; of a labelled set
     the real ones.
 
     Raises:
@@ -197,10 +215,12 @@ def real_images(given: Any) -> ImageSet:
             return given.of_label(REAL)
         return replace(given, labels=np.full(len(given), REAL), generators=("real",) * len(given))
     listed = list(given) if isinstance(given, list | tuple) else [given]
-    if all(isinstance(one, str | Path) for one in listed):
-        listed = list(read_unlabelled(listed))
+    if all(isinstance(one, str | Path) for one in listed) and not in_memory(listed, modality):
+        listed = list(read_unlabelled_samples(listed, modality))
+    listed = list(as_sources(listed, modality))
     groups = tuple(f"real images/{position}" for position in range(len(listed)))
-    return ImageSet(tuple(listed), np.full(len(listed), REAL), groups=groups, origin="more real images")
+    labels = np.full(len(listed), REAL)
+    return ImageSet(tuple(listed), labels, groups=groups, origin="more real samples", modality=modality)
 
 
 def _join_new(images: ImageSet, more: ImageSet) -> ImageSet:

@@ -6,7 +6,7 @@ Captured tensors are clones or fresh reductions: a ``detach()``ed view would be 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
 from typing import TYPE_CHECKING, Any, cast
 
@@ -51,55 +51,72 @@ def refuse_compiled(model: nn.Module) -> None:
             )
 
 
-def first_tensor(value: Any) -> Tensor:
-    """The tensor of a module's output: itself, the first tensor of a tuple or list, or of a mapping or dataclass.
+def nth_tensor(value: Any, part: int) -> Tensor:
+    """Tensor number ``part`` (from 0) of what a module was given or returned.
+
+    A tensor alone is number 0. In a tuple, list, mapping or dataclass only the tensors are counted, not what is nested
+    deeper.
 
     Raises:
-        SiteError: nothing in it is a tensor.
+        SiteError: it holds fewer tensors.
     """
     import torch
 
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor) and part == 0:
         return value
+    places = _tensor_places(value)
+    if part < len(places):
+        return _entries(value)[places[part]]
+    held = f"holds {len(places)} of the {part + 1} tensors wanted" if part else "holds no tensor"
+    raise SiteError(f"A hooked module returned {type(value).__name__}, which {held}", fix="Choose another site")
+
+
+def first_tensor(value: Any) -> Tensor:
+    """The tensor of a module's output, or the first one in it: ``nth_tensor(value, 0)``."""
+    return nth_tensor(value, 0)
+
+
+def _entries(value: Any) -> Mapping[Any, Any]:
+    """Key or position -> entry of a container or dataclass."""
     if isinstance(value, Mapping):
-        parts = list(value.values())
-    elif isinstance(value, tuple | list):
-        parts = list(value)
-    else:
-        parts = list(vars(value).values()) if hasattr(value, "__dict__") else []
-    for part in parts:
-        if isinstance(part, torch.Tensor):
-            return part
-    raise SiteError(
-        f"A hooked module returned {type(value).__name__}, which holds no tensor", fix="Choose another site"
-    )
+        return value
+    if isinstance(value, tuple | list):
+        return dict(enumerate(value))
+    return vars(value) if hasattr(value, "__dict__") else {}
 
 
-def _replace_first(value: Any, new: Tensor) -> Any:
-    """The same container with its first tensor exchanged; the original is not written to."""
+def _tensor_places(value: Any) -> list[Any]:
+    import torch
+
+    # A tensor has attributes of its own, which are not what was returned.
+    if isinstance(value, torch.Tensor):
+        return []
+    return [key for key, entry in _entries(value).items() if isinstance(entry, torch.Tensor)]
+
+
+def _replace_nth(value: Any, part: int, new: Tensor) -> Any:
+    """The same container with one of its tensors exchanged; the original is not written to."""
     import torch
 
     if isinstance(value, torch.Tensor):
         return new
+    at = _tensor_places(value)[part]
     if isinstance(value, tuple | list):
-        at = next(i for i, part in enumerate(value) if isinstance(part, torch.Tensor))
         parts = [*value[:at], new, *value[at + 1 :]]
         return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-    if isinstance(value, Mapping):
-        changed = copy(value)
-        changed[next(key for key, part in value.items() if isinstance(part, torch.Tensor))] = new  # type: ignore[index]
-        return changed
-    field = next(key for key, part in vars(value).items() if isinstance(part, torch.Tensor))
     changed = copy(value)
-    # Past a frozen dataclass's own guard: the copy is ours.
-    object.__setattr__(changed, field, new)
+    if isinstance(value, Mapping):
+        changed[at] = new  # type: ignore[index]
+    else:
+        # Past a frozen dataclass's own guard: the copy is ours.
+        object.__setattr__(changed, at, new)
     return changed
 
 
 @contextmanager
 def attached(
     model: nn.Module, sites: Mapping[str, Site], visit: Mapping[str, Edit], stop: bool = True
-) -> Iterator[Callable[[Tensor], Any]]:
+) -> Iterator[Callable[[Tensor | Mapping[str, Tensor]], Any]]:
     """Call ``visit[name](activation)`` for every site named while the model runs inside the context.
 
     The visitor sees the live tensor: it reduces or clones what it keeps. If it returns a tensor, that replaces the
@@ -107,7 +124,8 @@ def attached(
 
     Yields:
         ``run(batch)``, which does one forward and raises ``SiteError`` if a site did not fire. With ``stop`` it ends as
-        soon as all of them have, and returns None; else it returns the model's output.
+        soon as all of them have, and returns None; else it returns the model's output. A mapping is given to the model
+        as keyword arguments.
 
     A module that is called twice in one forward (shared weights) is visited on its first call only.
     """
@@ -121,6 +139,12 @@ def attached(
     def pass_on(name: str, tensor: Tensor) -> Tensor | None:
         fired.add(name)
         edited = visit[name](tensor)
+        if edited is not None and wanted[name].kind == "pattern" and wanted[name].part:
+            raise SiteError(
+                f"{name} cannot be edited",
+                "Its module returns these probabilities beside its output, when it has used them",
+                f"Edit {name.replace('hook_pattern', 'hook_z')}, what the heads made of them",
+            )
         # Counted, not "the last by name": at another input size modules may fire in another order.
         if stop and len(fired) == len(wanted):
             raise _Stop
@@ -130,8 +154,9 @@ def attached(
         def hook(module, args, output):
             if name in fired:
                 return None
-            edited = pass_on(name, first_tensor(output))
-            return None if edited is None else _replace_first(output, edited)
+            part = wanted[name].part
+            edited = pass_on(name, nth_tensor(output, part))
+            return None if edited is None else _replace_nth(output, part, edited)
 
         return hook
 
@@ -139,18 +164,19 @@ def attached(
         def hook(module, args, kwargs):
             if name in fired:
                 return None
-            edited = pass_on(name, first_tensor(args or kwargs))
+            part = wanted[name].part
+            edited = pass_on(name, nth_tensor(args or kwargs, part))
             if edited is None:
                 return None
-            return (_replace_first(args, edited), kwargs) if args else (args, _replace_first(kwargs, edited))
+            return (_replace_nth(args, part, edited), kwargs) if args else (args, _replace_nth(kwargs, part, edited))
 
         return hook
 
-    def run(batch: Tensor) -> Any:
+    def run(batch: Tensor | Mapping[str, Tensor]) -> Any:
         fired.clear()
         output = None
         with suppress(_Stop):
-            output = model(batch)
+            output = model(**batch) if isinstance(batch, Mapping) else model(batch)
         missing = [name for name in visit if name not in fired]
         if missing:
             raise SiteError(
@@ -176,29 +202,67 @@ def attached(
 
 @contextmanager
 def eager_attention(model: nn.Module) -> Iterator[None]:
-    """Fused attention off inside the context, so that attention probabilities exist; every switch restored after."""
-    switched = [(m, m.fused_attn) for m in model.modules() if getattr(m, "fused_attn", False)]
+    """Fused attention off inside the context, so that attention probabilities exist; every switch restored after.
+
+    timm's attention modules have a flag each; those of transformers look it up in the configuration of their model.
+    """
+    flags = [(module, module.fused_attn) for module in model.modules() if getattr(module, "fused_attn", False)]
+    configurations = [(found, found._attn_implementation) for found in _attention_configurations(model)]
     try:
-        for module, _ in switched:
+        for module, _ in flags:
             module.fused_attn = False  # type: ignore[assignment]
+        for configuration, _ in configurations:
+            configuration._attn_implementation = "eager"
         yield
     finally:
-        for module, switch in switched:
-            module.fused_attn = switch  # type: ignore[assignment]
+        for module, flag in flags:
+            module.fused_attn = flag  # type: ignore[assignment]
+        for configuration, switch in configurations:
+            configuration._attn_implementation = switch
+
+
+def _attention_configurations(model: nn.Module) -> list[Any]:
+    """The configurations of transformers that modules of the model look at, those around others first.
+
+    Setting the switch of one sets it in all that lie inside it, so each has to be known before.
+    """
+    found: dict[int, Any] = {}
+    waiting: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    for configuration in waiting:
+        if id(configuration) not in found and hasattr(configuration, "_attn_implementation"):
+            found[id(configuration)] = configuration
+            waiting += [getattr(configuration, name, None) for name in getattr(configuration, "sub_configs", ())]
+    return list(found.values())
 
 
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no parameter gradients inside the context; every flag restored one by one after."""
+    """Evaluation mode and no parameter gradients inside the context; every flag restored one by one after.
+
+    timm's gradient checkpointing is off too: it passes some layers by, and the second run of the others, for gradients,
+    would go without the edits that hooks made in the first. Inference mode is left, with gradients off instead: a
+    tensor that was made in it and is kept by the model, such as BEiT's table of positions, could never be trained with.
+    """
+    import torch
+
     training = [(module, module.training) for module in model.modules()]
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    checkpointing = [module for module in model.modules() if getattr(module, "grad_checkpointing", False) is True]
     try:
+        for module in checkpointing:
+            module.grad_checkpointing = False  # type: ignore[assignment]
         for module, _ in training:
             module.training = False
         for parameter, _ in gradients:
             parameter.requires_grad_(False)
-        yield
+        with ExitStack() as stack:
+            if torch.is_inference_mode_enabled():
+                stack.enter_context(torch.inference_mode(False))
+                stack.enter_context(torch.no_grad())
+            yield
     finally:
+        for module in checkpointing:
+            module.grad_checkpointing = True  # type: ignore[assignment]
         for module, flag in training:
             module.training = flag
         for parameter, flag in gradients:

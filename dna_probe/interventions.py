@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dna_probe.batches import load_batches
 from dna_probe.collection import Options, progress_bar
 from dna_probe.errors import unknown_name
-from dna_probe.images.reading import load_batches
 from dna_probe.images.sets import FAKE, ImageSet
 from dna_probe.moments import require_finite
 from dna_probe.sites import Reading, Site, patch_tokens
@@ -161,7 +161,7 @@ def reread(
     ):
         for batch in load_batches(images.images, backbone.preprocessing, 1, options.workers):
             for image in batch.index:
-                pixels = torch.from_numpy(batch.pixels).to(backbone.device)
+                pixels = torch.from_numpy(batch.inputs).to(backbone.device)
                 if not tried:
                     if not all(_agrees(run, pixels, image, chosen, fork) for fork, chosen in trials.items()):
                         forks = [None] * len(parts)

@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dna_probe.collection import Features, Options, collect_features
-from dna_probe.images.layouts import read_images
+from dna_probe.errors import DataError
 from dna_probe.images.probe_set import probe_set
 from dna_probe.images.sampling import require_two_classes
 from dna_probe.images.sets import ImageSet
 from dna_probe.layer_rules import LayerChoice, choose_layers, require_rule
 from dna_probe.probing import folds, out_of_fold_scores, small_fits
+from dna_probe.samples import read_samples
 from dna_probe.sites import Reading, Site
 
 if TYPE_CHECKING:
@@ -178,7 +179,8 @@ def locate_layers(
 
     Args:
         model: any ``torch.nn.Module``, a backbone name, or a ``Backbone``.
-        data: a folder, a manifest, ``(images, labels)`` or an ``ImageSet``; None takes the built-in probe set.
+        data: a folder, a manifest, ``(images, labels)`` or an ``ImageSet``; None takes the built-in probe set of
+            images. For backbones of texts or sounds, texts or recordings instead; see ``samples.read_samples``.
         rule: name of a layer rule, see ``dna_probe.layer_rules``; ``rule_parameters`` go to it.
         resamples: bootstrap and permutation draws.
 
@@ -192,7 +194,13 @@ def locate_layers(
 
     require_rule(rule)
     backbone = open_backbone(model)
-    images = probe_set() if data is None else read_images(data)
+    if data is None and backbone.preprocessing.modality != "image":
+        raise DataError(
+            f"{backbone.name} needs labelled samples to locate its layers on",
+            "The built-in probe set holds images",
+            "Give data: a folder, a table, or (samples, labels)",
+        )
+    images = probe_set() if data is None else read_samples(data)
     require_two_classes(images)
     images = bounded(images, seed)
     features = collect_layer_features(backbone, images, options)

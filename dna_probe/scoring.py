@@ -24,13 +24,13 @@ from dna_probe.gradients import (
     collect_gradients,
     collect_many_gradients,
 )
-from dna_probe.images.layouts import read_images
 from dna_probe.images.sampling import require_two_classes
 from dna_probe.images.sets import ImageSet
 from dna_probe.location import LayerReport, layer_reading, locate_layers
 from dna_probe.moments import require_finite
 from dna_probe.pairs import collect_many_pairs, image_ids
 from dna_probe.probing import linear_probe, small_fits
+from dna_probe.samples import read_samples
 from dna_probe.scorers import SCORERS, Evidence, Sensitivity, require_scorer
 from dna_probe.sites import REDUCTIONS, Reading, resolve_site
 
@@ -158,7 +158,7 @@ def score_units(
 
     require_scorer(scorer)
     backbone = open_backbone(model)
-    images = read_images(data)
+    images = read_samples(data)
     require_two_classes(images)
     if layers is None:
         layers = locate_layers(backbone, images, seed=seed, options=options)

@@ -34,13 +34,14 @@ class Site:
         kind: ``residual``, ``mlp``, ``heads``, ``pattern`` or ``stage``.
         layer: depth of the block or stage, counted from 0.
         module: dotted path of the hooked module.
-        side: whether the activation is the module's ``output`` or its first ``input``.
+        side: whether the activation is the module's ``output`` or its ``input``.
         layout: ``tokens`` (n, length, width), ``nhwc``, ``nchw`` or ``vector`` (n, width); patterns are
             (n, heads, queries, keys) and carry ``tokens``.
         width: units of one reading (heads, for a pattern).
         prefix_tokens: tokens before the patches (CLS, distillation, registers).
         class_token: whether token 0 is a CLS token.
         heads: of a ``heads`` site, how many attention heads lie side by side in its units; else 0.
+        part: which of the tensors given or returned holds the activation, counted from 0.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Site:
     prefix_tokens: int = 0
     class_token: bool = False
     heads: int = 0
+    part: int = 0
 
     @property
     def default_reduction(self) -> str:

@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: where the real data is, and small models with known answers."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 def pytest_configure(config):
     import torch
 
-    torch.set_num_threads(2)
+    # One test process on each of two cores, or both cores for one.
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(scope="session")

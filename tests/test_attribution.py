@@ -9,6 +9,7 @@ import torch
 import dna_probe
 from dna_probe.attribution import ATTRIBUTION_METHODS, collect_attributions
 from dna_probe.backbones import open_backbone
+from dna_probe.batches import load_batches
 from dna_probe.collection import Options
 from dna_probe.errors import DataError, DnaProbeError
 from dna_probe.evaluation.harness import benchmark
@@ -17,7 +18,6 @@ from dna_probe.evaluation.protocols import Plan
 from dna_probe.fitting import DnaSettings
 from dna_probe.gradients import LinearHead
 from dna_probe.images.layouts import read_images
-from dna_probe.images.reading import load_batches
 from dna_probe.images.sets import ImageSet
 from dna_probe.location import layer_reading
 from dna_probe.sites import Reading
@@ -46,7 +46,7 @@ def few():
 
 def pixels_of(backbone, pictures) -> torch.Tensor:
     (batch,) = load_batches(pictures.images, backbone.preprocessing, len(pictures), 0)
-    return torch.from_numpy(batch.pixels)
+    return torch.from_numpy(batch.inputs)
 
 
 def logit_at(backbone, head, pixels) -> torch.Tensor:

@@ -1,14 +1,14 @@
 """The hook layer on its own: containers, edits, stops, switches."""
 
 from collections import OrderedDict, namedtuple
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import nn
 
 from dna_probe.errors import BackboneError, SiteError
-from dna_probe.hooks import attached, eager_attention, first_tensor, frozen, refuse_compiled, unwrap
+from dna_probe.hooks import attached, eager_attention, first_tensor, frozen, nth_tensor, refuse_compiled, unwrap
 from dna_probe.sites import Site
 
 
@@ -76,6 +76,50 @@ def test_first_tensor_of_every_container_is_read_and_replaced(model):
         with attached(model, SITES, {"first": lambda a: a * 0}, stop=False) as run:
             assert torch.equal(run(x), model.keyword(model.twice(model.twice(x * 0).relu())))
         assert torch.equal(model(x), plain)
+
+
+PARTS = {
+    "tuple": ((None, torch.zeros(1), 1, torch.ones(1)), lambda out: out[3]),
+    "list": ([torch.zeros(1), "text", torch.ones(1)], lambda out: out[2]),
+    "namedtuple": (Pair(torch.zeros(1), torch.ones(1)), lambda out: out.rest),
+    "dict": ({"note": "n", "value": torch.zeros(1), "weights": torch.ones(1)}, lambda out: out["weights"]),
+    "dataclass": (Frozen(torch.zeros(1), torch.ones(1)), lambda out: out.value),
+}
+
+
+@pytest.mark.parametrize(("value", "take"), PARTS.values(), ids=PARTS)
+def test_any_tensor_of_a_container_is_read_and_replaced(value, take):
+    class Gives(nn.Module):
+        def forward(self, x):
+            return value
+
+    model, seen = Gives(), []
+    sites = {"second": Site("second", "residual", 0, "", "output", "vector", 1, part=1)}
+    with attached(model, sites, {"second": lambda a: seen.append(a.clone())}, stop=False) as run:
+        assert run(torch.zeros(1)) is value
+    assert seen == [torch.ones(1)] == [nth_tensor(value, 1)]
+    with attached(model, sites, {"second": lambda a: a + 1}, stop=False) as run:
+        edited = run(torch.zeros(1))
+    assert take(edited) == 2 and take(value) == 1
+    assert nth_tensor(edited, 0) is nth_tensor(value, 0)
+    with pytest.raises(SiteError, match=r"holds 2 of the 3 tensors wanted. Choose another site"):
+        nth_tensor(value, 2)
+
+
+def test_a_mapping_goes_to_the_model_as_keyword_arguments():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, tokens, mask):
+            return self.linear(tokens) * mask
+
+    model, seen = Two(), []
+    with attached(model, {"linear": site("linear")}, {"linear": lambda a: seen.append(a)}, stop=False) as run:
+        output = run({"mask": torch.zeros(2, 1), "tokens": torch.ones(2, 4)})
+    assert not output.any()
+    assert seen[0].any()
 
 
 def test_first_call_only_and_keyword_inputs():
@@ -167,6 +211,64 @@ def test_switches_come_back_one_by_one():
         assert [module.fused_attn for module in model[:3]] == [True, False, True]
         assert [model[4].training, model[3].training] == [True, False]
         assert [model[3].weight.requires_grad, model[3].bias.requires_grad] == [True, False]
+
+
+@pytest.mark.parametrize("error", [None, RuntimeError, KeyboardInterrupt])
+def test_the_switch_in_configurations_comes_back(error):
+    """As in transformers: one configuration lies in another, and setting the outer one sets the inner one too."""
+
+    class Configuration:
+        sub_configs = ("inner",)
+
+        def __init__(self, switch, inner=None):
+            self.inner, self._switch = inner, switch
+
+        @property
+        def _attn_implementation(self):
+            return self._switch
+
+        @_attn_implementation.setter
+        def _attn_implementation(self, value):
+            self._switch = value
+            if self.inner is not None:
+                self.inner._attn_implementation = value
+
+    outer = Configuration("sdpa", Configuration("flash_attention_2", Configuration("eager")))
+    every = [outer, outer.inner, outer.inner.inner]
+    model = nn.Sequential(nn.Linear(2, 2))
+    model.config, model[0].config = outer, outer.inner
+    try:
+        with eager_attention(model):
+            assert [part._attn_implementation for part in every] == ["eager"] * 3
+            if error:
+                raise error
+    except (RuntimeError, KeyboardInterrupt):
+        pass
+    assert [part._attn_implementation for part in every] == ["sdpa", "flash_attention_2", "eager"]
+
+
+def test_inference_mode_is_left_inside_and_found_again_after():
+    model = nn.Linear(2, 2)
+    with torch.inference_mode():
+        with frozen(model):
+            assert not torch.is_inference_mode_enabled() and not torch.is_grad_enabled()
+            assert not model(torch.zeros(1, 2)).is_inference()
+        assert torch.is_inference_mode_enabled()
+    with frozen(model):
+        assert torch.is_grad_enabled()
+
+
+def test_probabilities_that_were_used_already_cannot_be_edited():
+    name = "blocks.0.attn.hook_pattern"
+    beside = replace(site("first"), name=name, kind="pattern", part=1)
+    model = Model(lambda x: (x, x.softmax(-1)), lambda out: out[0])
+    message = r"hook_pattern cannot be edited. .* when it has used them. Edit blocks.0.attn.hook_z"
+    with attached(model, {name: beside}, {name: torch.zeros_like}) as run, pytest.raises(SiteError, match=message):
+        run(torch.zeros(1, 4))
+    # A module that only makes them is another matter.
+    alone = replace(beside, part=0)
+    with attached(model, {name: alone}, {name: torch.zeros_like}, stop=False) as run:
+        assert torch.equal(run(torch.ones(1, 4)), run(torch.zeros(1, 4)))
 
 
 def test_wrappers():

@@ -1,7 +1,8 @@
-"""Backbones: timm names, the embedded ``nano``, Python factories and any ``nn.Module``, all behind one contract."""
+"""Backbones: names of timm, transformers and open_clip, ``nano``, factories, any ``nn.Module``: all one contract."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,32 @@ if TYPE_CHECKING:
     from torch import nn
 
     from dna_probe.backbones.contract import Backbone
+    from dna_probe.backbones.families import Family as Family
+    from dna_probe.backbones.families import register_family as register_family
     from dna_probe.backbones.timm import Entry
-    from dna_probe.images.preprocessing import Preprocessing
+    from dna_probe.batches import Reader
+    from dna_probe.images.preprocessing import Preprocessing as Preprocessing
 
-__all__ = ["list_backbones", "open_backbone"]
+__all__ = ["Family", "Preprocessing", "list_backbones", "open_backbone", "register_family"]
 
-SOURCES = "'nano', a timm name (dna-probe backbones lists them), or path/to/file.py:factory"
+_HOMES = {
+    "Family": "backbones.families",
+    "Preprocessing": "images.preprocessing",
+    "register_family": "backbones.families",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"dna_probe.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'dna_probe.backbones' has no attribute {name!r}")
+
+
+SOURCES = (
+    "'nano', a timm name (dna-probe backbones lists them), hf:ID or hf:FOLDER of transformers, tl:ID or tl:FOLDER for "
+    "the same through TransformerLens, "
+    "open_clip:ARCHITECTURE/TAG, or path/to/file.py:factory"
+)
 
 
 def open_backbone(
@@ -25,26 +46,29 @@ def open_backbone(
     weights: str | Path | None = None,
     device: str = "auto",
     random_weights: bool = False,
-    preprocessing: Preprocessing | None = None,
+    preprocessing: Reader | None = None,
 ) -> Backbone:
     """A backbone from a name, a Python factory, a module or a backbone.
 
     Args:
-        model: a ``Backbone``, an ``nn.Module``, ``"nano"``, a timm name (with or without ``timm/``), or
-            ``"path/to/file.py:factory"``.
+        model: a ``Backbone``, an ``nn.Module`` (of timm, transformers, open_clip, torchvision or your own), ``"nano"``,
+            a timm name (with or without ``timm/``), ``"hf:ID"`` or ``"hf:FOLDER"`` of transformers,
+            ``"tl:ID"`` or ``"tl:FOLDER"`` for the same through TransformerLens (``"tl:FOLDER#language"``: of one for
+            images and texts its language blocks), ``"open_clip:ARCHITECTURE/TAG"``, or ``"path/to/file.py:factory"``.
         weights: local weights (``.safetensors``, ``.pth``, ``.pt``) for a backbone opened by name.
         device: ``auto`` (a module stays where it is; a name goes to CUDA if there is one), ``cpu`` or ``cuda``. A
             module that is elsewhere is copied there; yours is not moved.
-        random_weights: an untrained control under a fixed seed: freshly initialised for timm names and ``nano``, for
-            factories and modules a copy with the values of every parameter shuffled.
-        preprocessing: instead of the model's own.
+        random_weights: an untrained control under a fixed seed: freshly initialised for names, for factories and
+            modules a copy with the values of every parameter shuffled.
+        preprocessing: instead of the model's own; for texts and sounds a ``TextPreprocessing`` or
+            ``AudioPreprocessing``.
 
     Raises:
         BackboneError: what was asked for cannot be built, loaded or run; it says why and what to do.
     """
     from torch import nn
 
-    from dna_probe.backbones import plain, timm
+    from dna_probe.backbones import huggingface, open_clip, plain, timm, transformer_lens
     from dna_probe.backbones.contract import Backbone
     from dna_probe.hooks import refuse_compiled, unwrap
 
@@ -75,9 +99,13 @@ def open_backbone(
         preprocessing = preprocessing or model.preprocessing
     elif isinstance(model, nn.Module):
         module = unwrap(model)
-        name = timm.name_of(module)
+        named = next((source for source in (transformer_lens, huggingface) if source.is_own(module)), timm)
+        name = named.name_of(module)
     else:
-        module, name, spec, shuffle = _build(str(model), weights, random_weights)
+        made, name, spec, shuffle = _build(str(model), weights, random_weights)
+        if isinstance(made, Backbone):
+            preprocessing = preprocessing or made.preprocessing
+        module = made.module if isinstance(made, Backbone) else made
         place = place or _device("cuda" if _has_cuda() else "cpu")
     refuse_compiled(module)
     if shuffle:
@@ -85,9 +113,14 @@ def open_backbone(
 
         module = shuffled(module)
         notes = (*notes, "untrained control: the values of every parameter are shuffled")
+    towered = next((source for source in (transformer_lens, huggingface, open_clip) if source.is_own(module)), None)
     if preprocessing is None:
-        preprocessing, assumed = (timm if timm.is_timm(module) else plain).preprocessing_of(module)
+        source: Any = towered or (timm if timm.is_timm(module) else plain)
+        preprocessing, assumed = source.preprocessing_of(module)
         notes = (*notes, *assumed)
+    if towered is not None:
+        module, taken = towered.tower(module)
+        notes = (*notes, *taken)
     return Backbone(
         _on(module, place, own=not isinstance(model, nn.Module | Backbone)),
         preprocessing,
@@ -95,34 +128,41 @@ def open_backbone(
         spec=spec,
         weights=str(Path(weights).expanduser().resolve()) if weights is not None else None,
         random_weights=random_weights,
-        notes=notes,
+        notes=tuple(dict.fromkeys(notes)),
     )
 
 
 def list_backbones(pattern: str = "*") -> list[Entry]:
-    """What can be opened by name and matches a glob: ``nano`` first, then timm's pretrained names."""
+    """What can be opened by name and matches a glob: ``nano`` first, models of transformers and open_clip of which more
+    can be named, then timm's pretrained names."""
     from fnmatch import fnmatchcase
 
-    from dna_probe.backbones import nano, timm
+    from dna_probe.backbones import catalogue, nano, timm
 
     own = []
     if fnmatchcase("nano", pattern):
         parameters = sum(parameter.numel() for parameter in nano.network().parameters())
-        own = [timm.Entry("nano", "vision_transformer", parameters, (nano.SIZE, nano.SIZE), "mit")]
-    return [*own, *timm.entries(pattern.removeprefix("timm/"))]
+        own = [timm.Entry("nano", "vision_transformer", parameters, (nano.SIZE, nano.SIZE), "mit", "mit")]
+    listed = [entry for entry in catalogue.ENTRIES if timm.is_named(entry.name, pattern)]
+    return [*own, *listed, *timm.entries(pattern.removeprefix("timm/"))]
 
 
-def _build(name: str, weights: str | Path | None, random_weights: bool) -> tuple[nn.Module, str, str, bool]:
-    """The module, its name, the string that opens it again, and whether its weights are still to be shuffled."""
+def _build(name: str, weights: str | Path | None, random_weights: bool) -> tuple[nn.Module | Backbone, str, str, bool]:
+    """What was built, its name, the string that opens it again, and whether its weights are still to be shuffled."""
     import torch
 
-    from dna_probe.backbones import download, factory, nano, timm
+    from dna_probe.backbones import download, factory, huggingface, nano, open_clip, timm, transformer_lens
+    from dna_probe.backbones.contract import Backbone
     from dna_probe.backbones.weights import SUFFIXES, load
 
-    if name.startswith(("hf:", "hf-hub:", "hf_hub:")):
-        raise BackboneError(
-            f"{name!r} cannot be opened", "Hugging Face sources are not offered yet", f"Supported are {SOURCES}"
-        )
+    if name.startswith(huggingface.PREFIXES):
+        module, spec = huggingface.build(name, weights, random_weights)
+        return module, name, spec, False
+    if name.startswith(transformer_lens.PREFIX):
+        module, spec = transformer_lens.build(name, weights, random_weights)
+        return module, name, spec, False
+    if name.startswith(open_clip.PREFIX):
+        return open_clip.build(name, weights, random_weights), name, name, False
     if name.endswith(SUFFIXES):
         raise BackboneError(
             f"{name!r} is a weights file, not a backbone",
@@ -131,10 +171,10 @@ def _build(name: str, weights: str | Path | None, random_weights: bool) -> tuple
         )
     if factory.is_factory(name):
         path, function = factory.split(name)
-        module = factory.build(name)
+        made = factory.build(name)
         if weights is not None:
-            load(module, weights)
-        return module, f"{path.name}:{function}", f"{path}:{function}", random_weights
+            load(made.module if isinstance(made, Backbone) else made, weights)
+        return made, f"{path.name}:{function}", f"{path}:{function}", random_weights
     if name == "nano":
         if random_weights:
             with torch.random.fork_rng(devices=[]):

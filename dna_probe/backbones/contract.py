@@ -7,17 +7,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from dna_probe.backbones import discovery, plain
+from dna_probe.backbones import discovery, families, plain, transformer_attention, transformer_lens
 from dna_probe.backbones import timm as timm_families
 from dna_probe.errors import SiteError
 from dna_probe.hooks import attached, eager_attention, frozen, refuse_compiled, unwrap
+from dna_probe.images.preprocessing import Preprocessing
 from dna_probe.sites import Site, resolve_site
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+    from transformer_lens import ActivationCache
 
-    from dna_probe.images.preprocessing import Preprocessing
+    from dna_probe.batches import Reader
 
 
 class Backbone:
@@ -30,7 +32,7 @@ class Backbone:
         name: what the user called it, or the architecture's name.
         family: class name of the architecture.
         module: the model itself, without ``torch.compile`` and ``DataParallel`` shells.
-        preprocessing: from an image to its pixels.
+        preprocessing: from an image to its pixels, from a text to its tokens, or from a recording to what it takes.
         sites: name -> ``Site`` in the order in which they fire.
         num_prefix_tokens: tokens before the patches; 0 for convolutional models.
         grid: (rows, columns) of the patches at the input size; None where layers differ in it or tokens have no raster.
@@ -44,7 +46,7 @@ class Backbone:
     def __init__(
         self,
         module: nn.Module,
-        preprocessing: Preprocessing,
+        preprocessing: Reader,
         name: str = "",
         *,
         spec: str | None = None,
@@ -52,17 +54,23 @@ class Backbone:
         random_weights: bool = False,
         notes: Iterable[str] = (),
     ):
-        module = unwrap(module)
+        module = transformer_lens.inside(unwrap(module), preprocessing.modality)
         refuse_compiled(module)
         self.module, self.preprocessing = module, preprocessing
         self.family = type(module).__name__
         self.name = name or self.family
         self.spec, self.weights, self.random_weights = spec, weights, random_weights
-        record = discovery.watch(module, preprocessing.input_size)
-        layers = timm_families.find_layers(module, record) or plain.find_layers(module, record)
+        with transformer_attention.watching(module) as attention:
+            record = discovery.watch(module, preprocessing)
+        own = families.family_of(module) or transformer_lens.family_of(module)
+        layers = own.find_layers(module, record) if own else timm_families.find_layers(module, record)
+        layers = layers or plain.find_layers(module, record)
         if layers is None:
             raise discovery.no_layers(module)
-        found = discovery.find_sites(module, layers, record, preprocessing.input_size)
+        found = discovery.find_sites(module, layers, record, preprocessing)
+        found = transformer_attention.complete(module, found, record, attention)
+        if own is not None:
+            found = own.declare(found, record, preprocessing)
         self.sites: dict[str, Site] = dict(found.sites)
         self.num_prefix_tokens, self.grid = found.num_prefix_tokens, found.grid
         self.model_notes = tuple(notes)
@@ -123,11 +131,12 @@ class Backbone:
             "random_weights": self.random_weights,
         }
 
-    def capture(self, pixels: Any, names: Iterable[str], stop: bool = True) -> dict[str, Tensor]:
+    def capture(self, inputs: Any, names: Iterable[str], stop: bool = True) -> dict[str, Tensor]:
         """Activations of the named sites for a batch.
 
         Args:
-            pixels: (n, 3, height, width), tensor or array, cast to the model's device and type.
+            inputs: what the preprocessing gives, with a batch axis, as tensor or array: pixels (n, 3, height, width),
+                token numbers (n, length), or what an audio model takes. Floats are cast to the model's type.
             names: site names.
             stop: end the forward pass at the deepest of them.
 
@@ -151,8 +160,13 @@ class Backbone:
 
         names = [names] if isinstance(names, str) else list(names)
         with torch.no_grad(), self.visiting({name: keep(name) for name in names}, stop) as run:
-            run(pixels)
+            run(inputs)
         return {name: kept[name] for name in names}
+
+    def to_activation_cache(self, inputs: Any, names: Iterable[str] | None = None) -> ActivationCache:
+        """``capture`` of the sites named, or of all, as a ``transformer_lens.ActivationCache``."""
+        captured = self.capture(inputs, list(self.sites) if names is None else names)
+        return transformer_lens.to_activation_cache(captured, self)
 
     @contextmanager
     def visiting(
@@ -164,7 +178,7 @@ class Backbone:
         inside, fused attention is off only if a pattern is visited, and all is put back after, whatever happens.
 
         Yields:
-            ``run(pixels)``: the model's output, or None where the forward was stopped at the deepest site.
+            ``run(inputs)``: the model's output, or None where the forward was stopped at the deepest site.
         """
         for name in visit:
             resolve_site(name, self.sites)
@@ -175,18 +189,22 @@ class Backbone:
             if any(self.sites[name].kind == "pattern" for name in visit):
                 stack.enter_context(eager_attention(self.module))
             run = stack.enter_context(attached(self.module, self.sites, visit, stop))
-            yield lambda pixels: run(self._cast(pixels))
+            yield lambda inputs: run(self.cast(inputs))
 
-    def _cast(self, pixels: Any) -> Tensor:
+    def cast(self, inputs: Any) -> Tensor:
+        """Inputs on the model's device, floats in its type."""
         import torch
 
-        return torch.as_tensor(pixels).to(self.device, self.dtype)
+        inputs = torch.as_tensor(inputs).to(self.device)
+        return inputs.to(self.dtype) if inputs.is_floating_point() else inputs
 
     def __repr__(self) -> str:
-        height, width = self.preprocessing.input_size
+        takes = self.preprocessing.modality
+        if isinstance(self.preprocessing, Preprocessing):
+            takes = f"input {' x '.join(map(str, self.preprocessing.input_size))}"
         kinds = [site.kind for site in self.sites.values()]
         parts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
-        return f"Backbone {self.name} ({self.family}): {self.depth} layers, input {height} x {width}, sites: {parts}"
+        return f"Backbone {self.name} ({self.family}): {self.depth} layers, {takes}, sites: {parts}"
 
 
 def hash_state(state: Mapping[str, Any]) -> str:

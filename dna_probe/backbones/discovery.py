@@ -7,16 +7,20 @@ decides the rest: layout, width, the MLP, head and attention sites inside a bloc
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from dna_probe.attention import BINS
 from dna_probe.errors import BackboneError, SiteError
-from dna_probe.hooks import eager_attention, first_tensor, frozen
+from dna_probe.hooks import eager_attention, first_tensor, frozen, nth_tensor
+from dna_probe.images.preprocessing import Preprocessing
 from dna_probe.sites import Layout, Site
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from dna_probe.batches import Reader
 
 # Two images: with one, a batch axis could not be told from a single window or from a token axis that comes first.
 TRIAL_BATCH = 2
@@ -25,15 +29,27 @@ CLASS_TOKEN_NAMES = ("cls_token", "class_token", "class_embedding", "cls")
 _MLP_NAMES = ("mlp", "ffn", "feed_forward", "mlp_channels", "mlp_out_proj")
 
 Shape = tuple[int, ...]
+# What to do where a model does not take what it is given.
+WRAP = {
+    "image": "Pass preprocessing=Preprocessing(input_size=(height, width)) with the size that it takes, "
+    "or wrap it so that forward takes RGB images (n, 3, height, width)",
+    "text": "Wrap it so that forward takes token numbers (n, length), or give the tokeniser that it was trained with",
+    "audio": "Wrap it so that forward takes what its feature extractor gives",
+}
 
 
 @dataclass
 class Fired:
-    """What one module did in the trial forward; ``at`` counts events over the whole forward."""
+    """What one module did in the trial forward; ``at`` counts events over the whole forward.
+
+    ``output`` is that of the first tensor returned whose first axis is the batch, number ``part`` of those returned; if
+    there is none, of the first one.
+    """
 
     calls: int = 0
     output: Shape | None = None
     output_at: int = 0
+    part: int = 0
     input: Shape | None = None
     input_at: int = 0
     lowest_input: float = 0.0
@@ -57,23 +73,27 @@ class Sites:
     notes: tuple[str, ...] = field(default=())
 
 
-def watch(model: nn.Module, size: tuple[int, int]) -> dict[str, Fired]:
-    """Run the model once on faint noise and note what every module was given and returned.
+def watch(model: nn.Module, preprocessing: Reader) -> dict[str, Fired]:
+    """Run the model once on made-up samples and note what every module was given and returned.
 
     Raises:
-        BackboneError: the model cannot run on two RGB images of this size.
+        BackboneError: the model cannot run on what its preprocessing gives.
     """
     import torch
 
     record = {name: Fired() for name, _ in model.named_modules()}
     events = 0
 
-    def shape_of(value: Any) -> Shape | None:
+    def shape_of(value: Any, part: int = 0) -> Shape | None:
         try:
-            tensor = first_tensor(value)
+            tensor = nth_tensor(value, part)
         except SiteError:
             return None
         return tuple(tensor.shape) if tensor.is_floating_point() else None
+
+    def part_of(value: Any) -> int:
+        shapes = (shape_of(value, part) for part in range(len(value) if isinstance(value, tuple | list) else 1))
+        return next((part for part, shape in enumerate(shapes) if shape and shape[0] == TRIAL_BATCH), 0)
 
     def before(name: str) -> Callable:
         def hook(module, args, kwargs):
@@ -93,26 +113,28 @@ def watch(model: nn.Module, size: tuple[int, int]) -> dict[str, Fired]:
         def hook(module, args, output):
             nonlocal events
             events += 1
-            if record[name].calls == 1:
-                record[name].output, record[name].output_at = shape_of(output), events
+            entry = record[name]
+            if entry.calls == 1:
+                entry.part = part_of(output)
+                entry.output, entry.output_at = shape_of(output, entry.part), events
 
         return hook
 
     weights = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-    noise = torch.randn(TRIAL_BATCH, 3, *size, generator=torch.Generator().manual_seed(0)) * 0.1
+    trial = torch.from_numpy(preprocessing.trial(TRIAL_BATCH)).to(weights.device)
+    trial = trial.to(weights.dtype) if trial.is_floating_point() else trial
     handles = []
     try:
         for name, module in model.named_modules():
             handles.append(module.register_forward_pre_hook(before(name), with_kwargs=True))
             handles.append(module.register_forward_hook(after(name)))
         with torch.inference_mode(), frozen(model), eager_attention(model):
-            model(noise.to(weights.device, weights.dtype))
+            model(trial)
     except Exception as error:
         raise BackboneError(
-            f"{type(model).__name__} could not run on a trial batch of {TRIAL_BATCH} x 3 x {size[0]} x {size[1]}",
+            f"{type(model).__name__} could not run on a trial batch of {' x '.join(map(str, trial.shape))}",
             f"{type(error).__name__}: {_one_line(error)}",
-            "Pass preprocessing=Preprocessing(input_size=(height, width)) with the size that it takes, "
-            "or wrap it so that forward takes RGB images (n, 3, height, width)",
+            WRAP[preprocessing.modality],
         ) from error
     finally:
         for handle in handles:
@@ -120,7 +142,7 @@ def watch(model: nn.Module, size: tuple[int, int]) -> dict[str, Fired]:
     return record
 
 
-def find_sites(model: nn.Module, layers: Layers, record: Mapping[str, Fired], size: tuple[int, int]) -> Sites:
+def find_sites(model: nn.Module, layers: Layers, record: Mapping[str, Fired], preprocessing: Reader) -> Sites:
     """Sites of the layers proposed, those that did not fire left out.
 
     Raises:
@@ -129,8 +151,9 @@ def find_sites(model: nn.Module, layers: Layers, record: Mapping[str, Fired], si
     paths = sorted((p for p in layers.paths if _usable(record.get(p))), key=lambda p: record[p].output_at)
     if not paths:
         raise no_layers(model)
-    channels_last = _channels_last(model, [record[p].output for p in paths], size)
-    prefix = PrefixRule.of(model, size)
+    size = preprocessing.input_size if isinstance(preprocessing, Preprocessing) else None
+    channels_last = size is not None and _channels_last(model, [record[p].output for p in paths], size)
+    prefix = PrefixRule.of(model, size) if size else PrefixRule.of_sequence(model, preprocessing)
     found: list[tuple[int, Site]] = []
     for k, path in enumerate(paths):
         shape = record[path].output or ()
@@ -139,23 +162,22 @@ def find_sites(model: nn.Module, layers: Layers, record: Mapping[str, Fired], si
         is_class = prefix.class_token and count > 0
         name = f"blocks.{k}.hook_resid_post" if layers.kind == "residual" else f"stages.{k}.hook_out"
         width = shape[1] if layout == "nchw" else shape[-1]
-        found.append(
-            (record[path].output_at, Site(name, layers.kind, k, path, "output", layout, width, count, is_class))
-        )
+        site = Site(name, layers.kind, k, path, "output", layout, width, count, is_class, part=record[path].part)
+        found.append((record[path].output_at, site))
     ends = [site for _, site in found]
-    grid = _grid(model, ends, [record[site.module].output or () for site in ends], size)
+    shapes = [record[site.module].output or () for site in ends]
+    grid = _grid(model, ends, shapes, size) if size else (1, BINS)
     for end in ends if layers.kind == "residual" else ():
         inside = [mlp_site(model, end, record), heads_site(model, end, record)]
         inside += [pattern_site(model, end, record)] if grid else []
         found += [(record[site.module].input_at, site) for site in inside if site is not None]
     found.sort(key=lambda pair: pair[0])
     sites = {site.name: site for _, site in found}
-    return Sites(
-        sites,
-        max(site.prefix_tokens for site in ends),
-        grid,
-        tuple(prefix.notes if any(site.prefix_tokens for site in ends) else ()),
-    )
+    notes = prefix.notes if any(site.prefix_tokens for site in ends) else ()
+    if size:
+        patterned = {site.layer for site in sites.values() if site.kind == "pattern"}
+        notes += attention_notes(model, [end for end in ends if end.layer not in patterned], len(ends), record)
+    return Sites(sites, max(site.prefix_tokens for site in ends), grid, notes)
 
 
 def no_layers(model: nn.Module) -> BackboneError:
@@ -225,12 +247,66 @@ def pattern_site(model: nn.Module, end: Site, record: Mapping[str, Fired]) -> Si
         if not (path.startswith(f"{end.module}.") and path.endswith("attn_drop") and len(fired.input or ()) == 4):
             continue
         n, heads, queries, keys = fired.input or ()
-        owner = type(model.get_submodule(path.rpartition(".")[0])).__name__
         whole = n == TRIAL_BATCH and len(output) == 3 and queries == keys == output[1]
-        if whole and fired.lowest_input >= 0 and not owner.startswith("TalkingHead"):
+        if whole and not _untold_by_shape(model, path, fired):
             name, tokens = f"blocks.{end.layer}.attn.hook_pattern", (end.prefix_tokens, end.class_token)
             return Site(name, "pattern", end.layer, path, "input", "tokens", heads, *tokens)
     return None
+
+
+def attention_notes(model: nn.Module, ends: Sequence[Site], depth: int, record: Mapping[str, Fired]) -> tuple[str, ...]:
+    """One sentence on the attention inside layers that have no pattern site, if there is any."""
+    found = [dict.fromkeys(_attention_inside(model, end.module, record)) for end in ends]
+    kinds = list(dict.fromkeys(kind for inside in found for kind in inside))
+    if not kinds:
+        return ()
+    count = sum(bool(inside) for inside in found)
+    where = "" if count == depth else f"in {count} of {depth} layers "
+    ways = ", or ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))
+    return (f"{where}attention {ways} has no pattern over all patches: energy maps are used instead",)
+
+
+def _attention_inside(model: nn.Module, layer: str, record: Mapping[str, Fired]) -> Iterator[str]:
+    """What keeps each attention inside a layer from having a pattern, as a few words."""
+    shown: list[str] = []
+    for path, module in model.get_submodule(layer).named_modules(prefix=layer):
+        fired = record.get(f"{path}.attn_drop", Fired())
+        if fired.input:
+            shown.append(f"{path}.")
+            yield _untold_by_shape(model, f"{path}.attn_drop", fired) or _kind_of(fired.input, record[path].output)
+        # Parts of an attention may know its heads too: relative positions do.
+        elif (
+            record.get(path, Fired()).calls
+            and not path.startswith(tuple(shown))
+            and _is_attention(path[len(layer) :])
+            and _has_heads(module)
+        ):
+            yield "that shows no probabilities"
+
+
+def _untold_by_shape(model: nn.Module, path: str, fired: Fired) -> str:
+    """Why probabilities of the right shape, the input of a dropout, are none from patch to patch; empty if they are."""
+    owner = type(model.get_submodule(path.rpartition(".")[0])).__name__
+    if owner.startswith(("XCA", "CrossCovariance")):
+        return "over channels"
+    return "mixed between heads" if fired.lowest_input < 0 or owner.startswith("TalkingHead") else ""
+
+
+def _kind_of(probabilities: Shape, output: Shape | None) -> str:
+    """The kind of attention, by the shapes of its probabilities and of what it gives."""
+    if len(probabilities) != 4 or probabilities[0] != TRIAL_BATCH:
+        return "within windows or grids"
+    queries, keys = probabilities[2:]
+    output = output or ()
+    if probabilities[2:] == output[2:]:
+        return "of linear cost"
+    if queries in (math.prod(output[1:-1]), math.prod(output[2:])):
+        return "at several resolutions" if queries == keys else "to pooled patches"
+    return "over channels" if queries == keys else "of another form"
+
+
+def _has_heads(module: nn.Module) -> bool:
+    return any(isinstance(getattr(module, name, None), int) for name in ("num_heads", "num_attention_heads", "heads"))
 
 
 def _is_attention(path: str) -> bool:
@@ -265,6 +341,14 @@ class PrefixRule:
         note = "the first token is taken for a CLS token: the model has prefix tokens and does not name them"
         return cls(declared, patches, True, size, (note,))
 
+    @classmethod
+    def of_sequence(cls, model: nn.Module, preprocessing: Reader) -> PrefixRule:
+        """Of a model of texts, by its tokeniser; of sounds, by the tokens that it learns."""
+        names = [name.rsplit(".", 1)[-1] for name, _ in model.named_parameters()]
+        learned = sum(name in (*CLASS_TOKEN_NAMES, "distillation_token") for name in names)
+        count = int(getattr(preprocessing, "class_token", False)) if preprocessing.modality == "text" else learned
+        return cls(count, None, count > 0, (1, 1))
+
     def count(self, length: int) -> int:
         """Prefix tokens in a sequence of this length."""
         if length == self.patches:
@@ -287,13 +371,15 @@ def grid_of(patches: int, size: tuple[int, int]) -> tuple[int, int] | None:
 
 def _grid(model: nn.Module, ends: list[Site], shapes: list, size: tuple[int, int]) -> tuple[int, int] | None:
     site = ends[0]
-    if site.kind != "residual" or len({shape[1:-1] for shape in shapes}) != 1:
+    # Without prefix tokens: a class token may join at a later block (ConViT).
+    places = {(shape[1] - end.prefix_tokens, *shape[2:-1]) for end, shape in zip(ends, shapes, strict=True)}
+    if site.kind != "residual" or len(places) != 1:
         return None
     if site.layout == "nhwc":
         return shapes[0][1], shapes[0][2]
     if site.layout != "tokens":
         return None
-    count = shapes[0][1] - site.prefix_tokens
+    (count,) = places.pop()
     stated = getattr(getattr(model, "patch_embed", None), "grid_size", None)
     if isinstance(stated, tuple | list) and len(stated) == 2 and math.prod(stated) == count:
         return int(stated[0]), int(stated[1])

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from torch import nn
 
+    from dna_probe.backbones.contract import Backbone
+
 
 def is_factory(name: str) -> bool:
     """Whether a backbone name means a Python file."""
@@ -21,13 +23,15 @@ def is_factory(name: str) -> bool:
     return name.endswith(".py") or (path.endswith(".py") and bool(function))
 
 
-def build(name: str) -> nn.Module:
-    """Import the file under a name of its own, call the function, return its module.
+def build(name: str) -> nn.Module | Backbone:
+    """Import the file under a name of its own, call the function, return what it made.
 
     Raises:
         BackboneError: no such file, it cannot be imported, no such function, it failed, or it returned something else.
     """
     from torch import nn
+
+    from dna_probe.backbones.contract import Backbone
 
     path, function = split(name)
     module = _import(path)
@@ -43,10 +47,10 @@ def build(name: str) -> nn.Module:
         raise BackboneError(
             f"{path.name}:{function}() failed", f"{type(error).__name__}: {error}", "Call it in Python to see where"
         ) from error
-    if not isinstance(model, nn.Module):
+    if not isinstance(model, nn.Module | Backbone):
         raise BackboneError(
             f"{path.name}:{function}() returned {type(model).__name__}",
-            "A factory has to return a torch.nn.Module",
+            "A factory has to return a torch.nn.Module, or a Backbone where the model does not say how to read samples",
             "Return the model itself",
         )
     return model

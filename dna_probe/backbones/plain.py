@@ -112,14 +112,20 @@ def _stages(model: nn.Module, path: str, record: Mapping[str, Fired], ranks: tup
 
 
 def preprocessing_of(model: nn.Module) -> tuple[Preprocessing, tuple[str, ...]]:
-    """From ``model.pretrained_cfg`` where it has one, else ImageNet's usual transform and a note that says so."""
+    """From ``model.pretrained_cfg`` where it has one, else ImageNet's usual transform and a note that says so.
+
+    The size is the model's own, where it or its configuration states one.
+    """
     from dna_probe.images.preprocessing import Preprocessing
 
     cfg = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
     if isinstance(cfg, Mapping):
         return Preprocessing.from_timm(cfg), ()
-    size = getattr(model, "image_size", None)
-    size = (size, size) if isinstance(size, int) else (224, 224)
+    size = getattr(model, "image_size", None) or getattr(getattr(model, "config", None), "image_size", None)
+    if isinstance(size, tuple | list) and len(size) == 2:
+        size = (int(size[0]), int(size[1]))
+    else:
+        size = (size, size) if isinstance(size, int) else (224, 224)
     taken = f"{size[0]} x {size[1]}, crop 0.875, bicubic, ImageNet mean and deviation"
     note = f"the model states no preprocessing: {taken} assumed"
     return Preprocessing(input_size=size), (note,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -58,7 +59,9 @@ def find_layers(model: nn.Module, record: Mapping[str, Fired]) -> Layers | None:
     if isinstance(info, list):
         named = [entry["module"] for entry in info if fired(record, entry.get("module", ""))]
         if len(named) > 1:
-            return Layers("stage", tuple(named))
+            shapes = {record[path].output for path in named}
+            one_stream = len(shapes) == 1 and _is_residual(model, named, record)
+            return Layers("residual" if one_stream else "stage", tuple(named))
     return None
 
 
@@ -97,17 +100,12 @@ def preprocessing_of(model: nn.Module) -> tuple[Preprocessing, tuple[str, ...]]:
         cfg: dict[str, Any] = {}
     else:
         cfg = dict(resolve_model_data_config(model))
-    embed = getattr(model, "patch_embed", None)
-    built = getattr(embed, "img_size", None)
-    stated = tuple(cfg.get("input_size") or (3, 224, 224))
-    if (
-        isinstance(built, tuple)
-        and len(built) == 2
-        and getattr(embed, "strict_img_size", True)
-        and built != stated[-2:]
-    ):
-        # Built with img_size=...: position embeddings fit this size only.
-        cfg["input_size"] = (stated[0], *built)
+    # Built with img_size=...: position embeddings, or windows, are made for this size.
+    parts = (getattr(model, "patch_embed", None), model, *model.children())
+    sizes = [getattr(part, "img_size", None) for part in parts]
+    built = next((size for size in sizes if isinstance(size, tuple) and len(size) == 2), None)
+    if built:
+        cfg["input_size"] = (3, *built)
     return Preprocessing.from_timm(cfg), tuple(notes)
 
 
@@ -174,29 +172,45 @@ def build_with(name: str, weights: str | Path) -> nn.Module:
 class Entry:
     """One backbone that can be opened by name.
 
-    ``parameters`` is None where counting would mean building many models; ``licence`` is what timm states for the
-    weights.
+    Attributes:
+        parameters: None where counting would mean building many models.
+        input_size: of images, (height, width); None for texts and sounds.
+        licence: what is stated for the weights; ``code_licence`` of the library that builds the model.
+        modality: what it takes.
+        needs: the extra of this package that it needs, or nothing.
     """
 
     name: str
     family: str
     parameters: int | None
-    input_size: tuple[int, int]
+    input_size: tuple[int, int] | None
     licence: str
+    code_licence: str = "apache-2.0"
+    modality: str = "image"
+    needs: str = ""
+
+    @property
+    def takes(self) -> str:
+        return self.modality if self.input_size is None else " x ".join(map(str, self.input_size))
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "input_size": list(self.input_size)}
+        return {**asdict(self), "input_size": None if self.input_size is None else list(self.input_size)}
+
+
+def is_named(name: str, pattern: str) -> bool:
+    """Whether a glob matches a name, with or without its tag, from the beginning or from any word in it on; a pattern
+    without wildcards only from the beginning."""
+    words = re.finditer(r"[/:_.-]", name) if re.search(r"[*?[]", pattern) else ()
+    starts = [0, *(place.end() for place in words)]
+    plain = name.partition(".")[0]
+    return any(fnmatchcase(one[start:], pattern) for one in (name, plain) for start in starts if start < len(one))
 
 
 def entries(pattern: str, count_up_to: int = 12) -> list[Entry]:
     """timm's pretrained names that match a glob, with or without their tag; parameters only for a few matches."""
     import timm
 
-    names = [
-        name
-        for name in timm.list_models(pretrained=True)
-        if fnmatchcase(name, pattern) or fnmatchcase(name.partition(".")[0], pattern)
-    ]
+    names = [name for name in timm.list_models(pretrained=True) if is_named(name, pattern)]
     found = []
     for name in names:
         cfg = timm.get_pretrained_cfg(name)

@@ -34,6 +34,10 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace --out if i
 LayoutName = Annotated[
     str, typer.Option("--layout", help="How DATA lies: auto finds out and says it; or a name such as genimage.")
 ]
+Modality = Annotated[str, typer.Option(help="What the samples are: image, text or audio; auto looks at them.")]
+Rule = Annotated[
+    str, typer.Option(help="transition, intersection, union, top_m, all, last, or layers by number, such as 3-7 or 5.")
+]
 Kinds = Annotated[
     str,
     typer.Option(
@@ -65,11 +69,11 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in re.split(r",(?![^\[]*\])", text) if part.strip())
 
 
-def read_set(data: Path, layout: str, quiet: bool) -> ImageSet:
-    """The labelled images, and on standard error what was found, before anything runs."""
-    from dna_probe.images.layouts import read_images
+def read_set(data: Path, layout: str, quiet: bool, modality: str = "image") -> ImageSet:
+    """The labelled samples, and on standard error what was found, before anything runs."""
+    from dna_probe.samples import read_samples
 
-    images = read_images(data, layout=layout)
+    images = read_samples(data, layout, modality)
     if not quiet:
         typer.echo(f"found {images.layout}", err=True)
         typer.echo(images.describe(), err=True)

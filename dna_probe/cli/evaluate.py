@@ -17,6 +17,7 @@ def evaluate(
     data: Annotated[Path, typer.Argument(help="Labelled images: a folder, an archive or a manifest.")],
     out: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and evaluation.csv.")] = None,
     layout: shared.LayoutName = "auto",
+    modality: shared.Modality = "auto",
     equalise: shared.Equalise = False,
     equalise_to: shared.EqualiseTo = shared.EQUALISE_TO,
     weights: shared.Weights = None,
@@ -39,7 +40,7 @@ def evaluate(
 
     if out is not None:
         require_free(out, overwrite)
-    images = shared.read_set(data, layout, quiet)
+    images = shared.read_set(data, layout, quiet, modality)
     loaded = load(detector, weights=weights, device=device)
     treatment = loaded.equalisation or shared.make_equalisation(equalise, equalise_to)
     if treatment is not None and not quiet:

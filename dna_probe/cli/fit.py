@@ -10,11 +10,13 @@ from dna_probe.cli import arguments as shared
 
 
 def fit(
-    data: Annotated[Path, typer.Argument(help="Folder (real/, fake/<generator>/) or manifest of training images.")],
+    data: Annotated[
+        Path, typer.Argument(help="Folder (real/, fake/<generator>/) or table of training images, texts or recordings.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the detector.")],
     backbone: shared.BackboneName = "nano",
-    shots: Annotated[int | None, typer.Option(min=1, help="Images per class; left out, all.")] = None,
-    rule: Annotated[str, typer.Option(help="transition, intersection, union, top_m, all or last.")] = "transition",
+    shots: Annotated[int | None, typer.Option(min=1, help="Samples per class; left out, all.")] = None,
+    rule: shared.Rule = "transition",
     layer: Annotated[
         list[str] | None, typer.Option(help="Site name of a layer, in place of a rule; repeatable.")
     ] = None,
@@ -24,12 +26,19 @@ def fit(
     fraction: shared.Fraction = None,
     scope: Annotated[str, typer.Option(help="Cut one ranking of all units (global) or one per layer.")] = "global",
     classifier: shared.Classifier = "whitened",
-    views: shared.Views = "blur",
+    views: Annotated[
+        str | None,
+        typer.Option(
+            help="Processed views of each training image, by comma: blur, resize, jpeg, webp, noise, crop; '' for "
+            "none. Left out, blur; of texts and recordings there are none."
+        ),
+    ] = None,
     reals: Annotated[
-        list[Path] | None, typer.Option(help="More real images, beyond the shots: folder, file or glob; repeatable.")
+        list[Path] | None, typer.Option(help="More real samples, beyond the shots: folder, file or glob; repeatable.")
     ] = None,
     target_fpr: shared.TargetFpr = None,
     layout: shared.LayoutName = "auto",
+    modality: shared.Modality = "auto",
     equalise: shared.Equalise = False,
     equalise_to: shared.EqualiseTo = shared.EQUALISE_TO,
     weights: shared.Weights = None,
@@ -50,10 +59,10 @@ def fit(
     from dna_probe.storage import require_free
 
     require_free(out, overwrite)
-    images = shared.read_set(data, layout, quiet)
+    images = shared.read_set(data, layout, quiet, modality)
     treatment = shared.make_equalisation(equalise, equalise_to)
-    more = real_images(reals) if reals else None
-    if treatment is not None:
+    more = real_images(reals, images.modality) if reals else None
+    if treatment is not None and images.modality == "image":
         images = shared.equalise(images, treatment, workers, quiet)
         more = more and equalise_set(more, treatment, workers)
     model = shared.make_backbone(backbone, weights, device, random_weights)
@@ -69,9 +78,10 @@ def fit(
         cut=cut,
         scope=scope,
         classifier=classifier,
-        views=shared.names(views),
+        views=None if views is None else shared.names(views),
         reals=more,
         target_fpr=target_fpr,
+        equalisation=treatment if images.modality != "image" else None,
         seed=seed,
         options=shared.make_options(batch_size, workers, cache, quiet),
         **parameters,
@@ -104,11 +114,13 @@ def summary(detector) -> dict:
 
 
 def echo_detector(detector) -> None:
-    counts = detector.provenance["images"]
+    from dna_probe.images.sets import noun_of
+
+    counts, noun = detector.provenance["images"], noun_of(detector.backbone.preprocessing.modality)
     low, high = detector.anchor.band_
     auc = detector.out_of_fold_auc
     rows = [
-        ("trained on", f"{counts['real']} real and {counts['fake']} fake images"),
+        ("trained on", f"{counts['real']} real and {counts['fake']} fake {noun}"),
         ("layers", ", ".join(detector.provenance["layers"])),
         ("units", f"{len(detector.units)} of {len(detector.unit_set.mask)}: {detector.unit_set.reason}"),
         ("classifier", f"{detector.anchor.kind}, C = {detector.anchor.strength_:g}"),

@@ -10,11 +10,14 @@ from dna_probe.cli import arguments as shared
 
 
 def locate(
-    data: Annotated[Path | None, typer.Argument(help="Folder or manifest; left out, the built-in probe set.")] = None,
+    data: Annotated[
+        Path | None, typer.Argument(help="Folder or table; left out, the built-in probe set of images.")
+    ] = None,
     backbone: shared.BackboneName = "nano",
-    rule: Annotated[str, typer.Option(help="transition, intersection, union, top_m, all or last.")] = "transition",
+    rule: shared.Rule = "transition",
     out: Annotated[Path | None, typer.Option(help="Folder for layers.json, layers.csv and the figures.")] = None,
     layout: shared.LayoutName = "auto",
+    modality: shared.Modality = "auto",
     weights: shared.Weights = None,
     random_weights: shared.RandomWeights = False,
     seed: shared.Seed = 0,
@@ -35,7 +38,7 @@ def locate(
     require_rule(rule)
     if out is not None:
         require_free(out, overwrite)
-    images = probe_set() if data is None else shared.read_set(data, layout, quiet)
+    images = probe_set() if data is None else shared.read_set(data, layout, quiet, modality)
     model = shared.make_backbone(backbone, weights, device, random_weights)
     options = shared.make_options(batch_size, workers, cache, quiet)
     report = locate_layers(model, images, rule=rule, seed=seed, options=options)

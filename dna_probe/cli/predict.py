@@ -14,7 +14,7 @@ from dna_probe.errors import DnaProbeError
 
 def predict(
     detector: Annotated[Path, typer.Argument(help="Folder that 'fit' wrote.")],
-    paths: Annotated[list[str], typer.Argument(help="Images, folders or globs.")],
+    paths: Annotated[list[str], typer.Argument(help="Images (or texts, or recordings), folders or globs.")],
     out: Annotated[Path | None, typer.Option(help="File for the answer; left out, standard output.")] = None,
     csv_: Annotated[bool, typer.Option("--csv", help="CSV instead of a table.")] = False,
     weights: shared.Weights = None,
@@ -26,18 +26,20 @@ def predict(
     quiet: shared.Quiet = False,
     json: shared.Json = False,
 ) -> None:
-    """Say of each image whether it is real, fake, or unsure."""
-    from dna_probe.detector import load
-    from dna_probe.images.layouts import read_unlabelled
+    """Say of each image, text or recording whether it is real, fake, or unsure."""
+    from dna_probe.detector import load, read_manifest
+    from dna_probe.images.sets import noun_of
+    from dna_probe.samples import read_unlabelled_samples
     from dna_probe.storage import write_atomically
 
     if json and csv_:
         raise DnaProbeError("--json and --csv exclude each other", fix="Choose one")
     if out is not None and out.exists() and not overwrite:
         raise DnaProbeError(f"{out} exists", fix="Choose another file or pass --overwrite")
-    images = read_unlabelled(paths)
+    modality = read_manifest(detector)["preprocessing"].get("modality", "image")
+    sources = read_unlabelled_samples(paths, modality)
     fitted = load(detector, weights=weights, device=device)
-    predictions = fitted.judge(images, shared.make_options(batch_size, workers, cache, quiet))
+    predictions = fitted.judge(sources, shared.make_options(batch_size, workers, cache, quiet))
     if json or (out is not None and not csv_):
         text = jsonlib.dumps(
             {
@@ -60,7 +62,9 @@ def predict(
             for p in predictions
         ]
         shared.echo_table(
-            f"{len(predictions)} images, threshold {fitted.threshold:.3f}", ["image", "p(fake)", "verdict"], rows
+            f"{len(predictions)} {noun_of(modality)}, threshold {fitted.threshold:.3f}",
+            [modality, "p(fake)", "verdict"],
+            rows,
         )
     shared.report_skipped([(p.path, p.error) for p in predictions if p.error is not None])
 

@@ -22,10 +22,10 @@ from dna_probe.evaluation.metrics import (
 )
 from dna_probe.evaluation.results import plain
 from dna_probe.fitting import HASH_DIGITS
-from dna_probe.images.layouts import read_images
 from dna_probe.images.reading import content_hash
 from dna_probe.images.sets import FAKE, REAL, UNLABELLED, ImageSet
 from dna_probe.images.views import Equalisation
+from dna_probe.samples import read_samples
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -116,20 +116,22 @@ def evaluate(
     A detector that was fitted on equalised images equalises these too, and the audit is of what it then sees.
 
     Args:
-        data: a folder, a manifest, ``(images, labels)`` or an ``ImageSet``; it may hold one class only.
+        data: a folder, a manifest, ``(images, labels)`` or an ``ImageSet``; it may hold one class only. Texts and
+            recordings are not audited.
         equalisation: treatment of these images for a detector that has none of its own.
 
     Raises:
         DataError: no labelled image, or none that can be read.
     """
     options = options or Options()
-    given = read_images(data)
+    given = read_samples(data)
     given = given.subset(given.labels != UNLABELLED)
     if not len(given):
         raise DataError(f"{given.origin} holds no labelled images")
     if equalisation is not None and detector.equalisation is None:
         detector = replace(detector, equalisation=equalisation)
-    images, seen = inspect_set(detector.treated(given), options.workers, options.progress)
+    is_image = given.modality == "image"
+    images, seen = inspect_set(detector.treated(given), options.workers, options.progress) if is_image else (given, [])
     values, index, failures = detector.unit_values(given, options)
     if not index:
         raise NoReadableImage(given, failures)
@@ -138,8 +140,8 @@ def evaluate(
     return Evaluation(
         origin=given.origin,
         rows=_rows(detector, judged, values, seed),
-        trained_on=trained_on(detector, given, [one.sha256 for one in seen], images.names),
-        audit=audit_inspected(images, seen, seed=seed).to_json() if both else None,
+        trained_on=trained_on(detector, given, [one.sha256 for one in seen], images.names if is_image else ()),
+        audit=audit_inspected(images, seen, seed=seed).to_json() if both and is_image else None,
         skipped=(*given.skipped, *failures),
         provenance={
             "backbone": detector.backbone.identity(),

@@ -9,8 +9,10 @@ from pathlib import Path
 from dna_probe.errors import DataError
 from dna_probe.images.folders import (
     IMAGE_SUFFIXES,
+    IMAGES,
     SPLIT_FOLDERS,
     Contents,
+    Kind,
     Tree,
     and_list,
     archive_tree,
@@ -110,15 +112,7 @@ def _find_tables(root: Path, contents: Contents) -> tuple[list[Table], list[Data
     """The tables of a folder that hold images or, if there are none, that list them; and why others do neither."""
     found: list[Table] = []
     refused: list[DataError] = []
-    places = [root, *(folder for folder in sorted(root.iterdir()) if folder.name.lower() in SPLIT_FOLDERS)]
-    texts = [
-        file
-        for place in places
-        if place.is_dir()
-        for file in sorted(place.iterdir(), key=natural_key)
-        if file.suffix.lower() in TEXT_SUFFIXES and not file.name.startswith(".")
-    ]
-    for file in [*contents.tables, *texts]:
+    for file in [*contents.tables, *files_near(root, TEXT_SUFFIXES)]:
         try:
             table = open_table(file, root)
         except DataError as error:
@@ -134,6 +128,18 @@ def _find_tables(root: Path, contents: Contents) -> tuple[list[Table], list[Data
             )
     inside = [table for table in found if table.cell is not None]
     return inside or found, refused
+
+
+def files_near(root: Path, suffixes: Iterable[str]) -> list[Path]:
+    """The files of these suffixes that lie in a folder itself or in its split folders."""
+    places = [root, *(folder for folder in sorted(root.iterdir()) if folder.name.lower() in SPLIT_FOLDERS)]
+    return [
+        file
+        for place in places
+        if place.is_dir()
+        for file in sorted(place.iterdir(), key=natural_key)
+        if file.suffix.lower() in suffixes and not file.name.startswith(".")
+    ]
 
 
 def _read_tables(tables: Sequence[Table], origin: str) -> ImageSet:
@@ -168,15 +174,15 @@ def misfit(path: Path, expected: str) -> DataError:
     return DataError(f"{path} does not lie as asked", f"Expected {expected}, found {found}", "use the layout 'auto'")
 
 
-def as_tree(path: Path) -> Tree:
-    """The images of a folder, or in the archives it holds, or in an archive."""
+def as_tree(path: Path, kind: Kind = IMAGES) -> Tree:
+    """The samples of a folder, or in the archives it holds, or in an archive."""
     if not path.is_dir():
         if path.suffix.lower() in (".zip", ".tar"):
-            return archive_tree([path])
+            return archive_tree([path], kind=kind)
         raise misfit(path, "a folder, a zip or a tar")
-    contents = look_into(path)
+    contents = look_into(path, kind)
     if contents.images:
-        return folder_tree(path, contents.images)
+        return folder_tree(path, contents.images, kind)
     if contents.zips or contents.tars:
-        return archive_tree(contents.zips or contents.tars, path)
-    raise DataError(f"No images in {path}", suffix_hint())
+        return archive_tree(contents.zips or contents.tars, path, kind)
+    raise DataError(f"No {kind.noun} in {path}", suffix_hint(kind))

@@ -1,4 +1,4 @@
-"""From what is known of each image to a labelled set."""
+"""From what is known of each sample to a labelled set."""
 
 from __future__ import annotations
 
@@ -16,12 +16,17 @@ _LABELS = {
     **dict.fromkeys(("1", "1.0", "fake", "fakes", "1_fake", "ai", "true"), FAKE),
     "unlabelled": UNLABELLED,
 }
+# What only the makers of texts and recordings say.
+_MORE_LABELS = {
+    **dict.fromkeys(("human", "bonafide", "bona-fide", "bona_fide"), REAL),
+    **dict.fromkeys(("machine", "generated", "spoof", "spoofed"), FAKE),
+}
 _ISO_DATE = re.compile(r"\d{4}(-\d{2}(-\d{2})?)?")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One image: where it is (`path`, below the root of its set), what it is, what is known of it.
+    """One sample: where it is (`path`, below the root of its set), what it is, what is known of it.
 
     `context` (subject, variant, split) tells equal names of different folders apart. Where `group` is "", the group is
     told from the names. `sha256` is that of the encoded image where a table lists it.
@@ -38,14 +43,21 @@ class Entry:
     sha256: str = ""
 
 
-def assemble(entries: Sequence[Entry], origin: str, layout: str, skipped: Sequence[tuple[str, str]] = ()) -> ImageSet:
-    """The set of these images, in their order. Groups are those given; where none is, see `find_groups`."""
+def assemble(
+    entries: Sequence[Entry],
+    origin: str,
+    layout: str,
+    skipped: Sequence[tuple[str, str]] = (),
+    modality: str = "image",
+) -> ImageSet:
+    """The set of these samples, in their order. Groups are those given; where none is, see `find_groups`."""
     labels = [entry.label for entry in entries]
     generators = ["real" if e.label == REAL else e.generator or ("fake" if e.label == FAKE else "") for e in entries]
     if any(entry.group for entry in entries):
         groups = tuple(entry.group or str(entry.path) for entry in entries)
     else:
-        groups = find_groups([Path(e.path) for e in entries], labels, generators, [e.context for e in entries])
+        contexts = [entry.context if modality == "image" else entry.split for entry in entries]
+        groups = find_groups([Path(e.path) for e in entries], labels, generators, contexts, modality)
     return ImageSet(
         images=tuple(entry.source for entry in entries),
         labels=labels,  # type: ignore[arg-type]
@@ -56,12 +68,14 @@ def assemble(entries: Sequence[Entry], origin: str, layout: str, skipped: Sequen
         origin=origin,
         layout=layout,
         skipped=tuple(skipped),
+        modality=modality,
     )
 
 
-def parse_label(value: object) -> int | None:
+def parse_label(value: object, modality: str = "image") -> int | None:
     """0 for real, 1 for fake, -1 for unlabelled, however it is written; None for anything else."""
-    return _LABELS.get(str(value).strip().lower())
+    known = _LABELS if modality == "image" else {**_LABELS, **_MORE_LABELS}
+    return known.get(str(value).strip().lower())
 
 
 def parse_date(value: object) -> str | None:

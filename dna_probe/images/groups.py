@@ -1,4 +1,4 @@
-"""Which images belong together, told from their file names."""
+"""Which images, texts or recordings belong together, told from their file names."""
 
 from __future__ import annotations
 
@@ -22,18 +22,28 @@ def natural_key(path: object) -> list[tuple[int, int, str]]:
 
 
 def find_groups(
-    paths: Sequence[Path], labels: Sequence[int], generators: Sequence[str], contexts: Sequence[str]
+    paths: Sequence[Path],
+    labels: Sequence[int],
+    generators: Sequence[str],
+    contexts: Sequence[str],
+    modality: str = "image",
 ) -> tuple[str, ...]:
-    """The group of each image: images made from one prompt, or forged from one photograph, share it.
+    """The group of each sample: images made from one prompt, or forged from one photograph, share it.
 
     A fake's key is its file stem without the generator's name and without the words that all stems of its generator
     begin with: `ai_SDXL_Base_10` becomes `10`. A key that at least two generators have is a group. A real image
     shares the group of the fakes whose whole stem, or whose key, is its own whole stem. Every other image is its own
     group, named by its path. `contexts` (subject or split folders) keep equal stems of different folders apart.
 
+    Texts and recordings are written or spoken anew by each maker, so the names of real ones have words of their own
+    too: `ss_gt_3` is the sentence `ss_hgan_3` and `ss_3`. There a key is the stem without its maker's name and without
+    the words, wherever they stand, that all stems of that maker have; keys of at least two makers are groups.
+
     Numbering alone can group images that have nothing to do with each other. That costs a little freedom in splitting
     and never leaks.
     """
+    if modality != "image":
+        return _group_sentences(paths, generators, contexts)
     stems = [path.stem for path in paths]
     keys = list(stems)
     by_generator: dict[str, list[int]] = defaultdict(list)
@@ -84,9 +94,38 @@ def connect(count: int, pairs: Iterable[tuple[int, int]] | np.ndarray) -> np.nda
     return np.argsort(np.argsort(first))[number]
 
 
+def _group_sentences(paths: Sequence[Path], makers: Sequence[str], contexts: Sequence[str]) -> tuple[str, ...]:
+    of_maker: dict[str, list[int]] = defaultdict(list)
+    for position, maker in enumerate(makers):
+        of_maker[maker].append(position)
+    keys = [""] * len(paths)
+    users: dict[str, set[str]] = defaultdict(set)
+    for maker, positions in of_maker.items():
+        words = [_words(paths[position].stem, maker) for position in positions]
+        shared = set.intersection(*map(set, words)) if len(words) > 1 else set()
+        for position, found in zip(positions, words, strict=True):
+            # A number that happens to be common is part of what names the sentence.
+            key = "_".join(word for word in found if word.isdigit() or word not in shared)
+            # Where all files have one name, the folder tells the sentence.
+            key = key or f"{paths[position].parent.name}/{paths[position].stem}"
+            keys[position] = f"{contexts[position]}/{key}" if contexts[position] else key
+            users[keys[position]].add(maker)
+    return tuple(key if len(users[key]) > 1 else path.as_posix() for key, path in zip(keys, paths, strict=True))
+
+
+def _words(stem: str, maker: str) -> list[str]:
+    """The words and numbers of a stem, in lower case, without the maker's name."""
+    rest = _name_of_maker(maker).sub("", stem, count=1)
+    return [word.casefold() for word in _TOKEN.findall(rest) if word[0].isalnum()]
+
+
+def _name_of_maker(maker: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<![^\W_]){re.escape(maker)}(?![^\W_])", re.IGNORECASE)
+
+
 def _residuals(stems: list[str], generator: str) -> list[str]:
     """Stems without the generator's name and without the leading words that all of them share."""
-    name = re.compile(rf"(?<![^\W_]){re.escape(generator)}(?![^\W_])", re.IGNORECASE)
+    name = _name_of_maker(generator)
     tokens = [_TOKEN.findall(name.sub("", stem, count=1)) or [stem] for stem in stems]
     shared = 0
     shortest = min(len(words) for words in tokens)

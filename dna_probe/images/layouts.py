@@ -13,7 +13,7 @@ from dna_probe.errors import DataError, unknown_name
 from dna_probe.images.archives import TABLE_SUFFIXES
 from dna_probe.images.discovery import as_tree, discover, find_tables_in, misfit, read_tree
 from dna_probe.images.entries import parse_label
-from dna_probe.images.folders import archive_tree, is_image, look_into, read_class_folders, suffix_hint
+from dna_probe.images.folders import IMAGES, Kind, archive_tree, is_sample, look_into, read_class_folders, suffix_hint
 from dna_probe.images.groups import find_groups, natural_key
 from dna_probe.images.hugging_face import is_dataset, is_saved_dataset, read_dataset, read_saved_dataset
 from dna_probe.images.manifests import read_tables
@@ -21,7 +21,7 @@ from dna_probe.images.named_layouts import PATTERNS, FolderPattern, read_pattern
 from dna_probe.images.sampling import draw_shots as draw_shots
 from dna_probe.images.sampling import require_two_classes as require_two_classes
 from dna_probe.images.sampling import split_by_group as split_by_group
-from dna_probe.images.sets import UNLABELLED, ImageSet
+from dna_probe.images.sets import UNLABELLED, ImageSet, noun_of
 from dna_probe.images.tables import MANIFEST_SUFFIXES
 from dna_probe.images.webdataset import read_webdataset
 
@@ -71,7 +71,7 @@ def read_images(data: Any, layout: str = "auto") -> ImageSet:
     if layout != "auto":
         raise DataError(f"A {type(data).__name__} has no layout {layout!r}", "", "give a folder or file, or no layout")
     if isinstance(data, tuple):
-        return _from_memory(data)
+        return from_memory(data)
     raise DataError(
         f"A {type(data).__name__} is no image set",
         "",
@@ -79,11 +79,11 @@ def read_images(data: Any, layout: str = "auto") -> ImageSet:
     )
 
 
-def read_unlabelled(paths: Any) -> list[Path]:
+def read_unlabelled(paths: Any, kind: Kind = IMAGES) -> list[Path]:
     """The files to look at, in the order given: files, folders (their images, recursively, naturally sorted), globs.
 
-    Of folders and globs only files with an image suffix are taken; a file named outright is always taken, so that it is
-    reported if it cannot be read. Raises `DataError`, naming the path, where one of them yields nothing.
+    Of folders and globs only files with a suffix of the kind are taken; a file named outright is always taken, so that
+    it is reported if it cannot be read. Raises `DataError`, naming the path, where one of them yields nothing.
     """
     if isinstance(paths, str | os.PathLike):
         paths = [paths]
@@ -91,9 +91,9 @@ def read_unlabelled(paths: Any) -> list[Path]:
     for given in paths:
         path = Path(given)
         if path.is_dir():
-            files = look_into(path).images
+            files = look_into(path, kind).images
             if not files:
-                raise DataError(f"No images in {path}", suffix_hint())
+                raise DataError(f"No {kind.noun} in {path}", suffix_hint(kind))
         elif path.exists():
             files = [path]
         elif glob.has_magic(str(given)):
@@ -101,17 +101,17 @@ def read_unlabelled(paths: Any) -> list[Path]:
             files = []
             for hit in map(Path, hits):
                 # A pattern that ends in ** also names every folder, whose files it names as well.
-                if hit.is_file() and is_image(hit.name):
+                if hit.is_file() and is_sample(hit.name, kind):
                     files.append(hit)
                 elif hit.is_dir() and not str(given).endswith("**"):
-                    files.extend(look_into(hit).images)
+                    files.extend(look_into(hit, kind).images)
             if not files:
-                raise DataError(f"No images match {given}", suffix_hint())
+                raise DataError(f"No {kind.noun} match {given}", suffix_hint(kind))
         else:
             raise DataError(f"No such file or folder: {given}")
         found.extend(files)
     if not found:
-        raise DataError("No images were given", "", "name files, folders or patterns such as 'photos/*.jpg'")
+        raise DataError(f"No {kind.noun} were given", "", f"name files, folders or patterns such as '{kind.pattern}'")
     return found
 
 
@@ -210,28 +210,30 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-def _from_memory(data: tuple) -> ImageSet:
+def from_memory(data: tuple, modality: str = "image") -> ImageSet:
+    """The set of (images, labels) or (images, labels, groups); texts and recordings may stand for images."""
+    noun = noun_of(modality)
     if len(data) not in (2, 3):
         raise DataError(
-            f"A tuple of {len(data)} is no image set", "", "give (images, labels) or (images, labels, groups)"
+            f"A tuple of {len(data)} is no {modality} set", "", f"give ({noun}, labels) or ({noun}, labels, groups)"
         )
     images = _as_images(data[0])
     labels = data[1]
     if not hasattr(labels, "detach"):
-        labels = [parse_label(label) if isinstance(label, str) else label for label in labels]
+        labels = [parse_label(label, modality) if isinstance(label, str) else label for label in labels]
         for position, label in enumerate(labels):
             if label is None:
                 raise DataError(f"Unknown label {data[1][position]!r}", "", "labels are 0 or 1, real or fake")
     groups = tuple(str(group) for group in data[2]) if len(data) == 3 else None
-    made = ImageSet(images=images, labels=labels, groups=groups or ())
+    made = ImageSet(images=images, labels=labels, groups=groups or (), modality=modality)
     if not len(made):
-        raise DataError("No images were given")
+        raise DataError(f"No {noun} were given")
     if groups is None and all(isinstance(image, Path) for image in images):
         where = [
             str(image.parent) if label == UNLABELLED else "" for image, label in zip(images, made.labels, strict=True)
         ]
-        found = find_groups(list(images), made.labels.tolist(), list(made.generators), where)
-        made = ImageSet(images=images, labels=made.labels, groups=found)
+        found = find_groups(list(images), made.labels.tolist(), list(made.generators), where, modality)
+        made = replace(made, groups=found)
     return made
 
 

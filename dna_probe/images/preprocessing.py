@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -43,6 +43,7 @@ class Preprocessing:
     interpolation: str = "bicubic"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    modality: ClassVar[str] = "image"
 
     def __post_init__(self):
         size = self.input_size
@@ -63,6 +64,17 @@ class Preprocessing:
             object.__setattr__(self, field, values)
         object.__setattr__(self, "input_size", size)
         object.__setattr__(self, "crop_pct", float(self.crop_pct))
+
+    def load(self, source: Any, name: str = "the image") -> np.ndarray:
+        """The pixels of an image wherever it lies, float32 (3, height, width). Raises `UnreadableImage`."""
+        from dna_probe.images.reading import read_image
+
+        return self(read_image(source, name=name), name=name)
+
+    def trial(self, count: int) -> np.ndarray:
+        """Faint noise, (count, 3, height, width)."""
+        noise = np.random.default_rng(0).standard_normal((count, 3, *self.input_size))
+        return (0.1 * noise).astype(np.float32)
 
     def __call__(self, image: Image.Image, name: str = "the image") -> np.ndarray:
         """The pixels of an RGB image, float32 (3, height, width). Raises `UnreadableImage` for an endless strip."""

@@ -11,14 +11,18 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from dna_probe.errors import unknown_name
+from dna_probe.errors import DataError, unknown_name
 from dna_probe.images.degradations import DEGRADATIONS, available_degradations
 from dna_probe.images.preprocessing import Preprocessing
 from dna_probe.images.reading import Source, UnreadableImage, content_hash, read_image
-from dna_probe.images.sets import ImageSet
+from dna_probe.images.sets import ImageSet, noun_of
+
+if TYPE_CHECKING:
+    from dna_probe.batches import Reader
 
 # Name -> the degradation and its severity, which are those of an image at the size that the backbone looks at.
 VIEWS: dict[str, tuple[str, int]] = {
@@ -71,8 +75,10 @@ class ProcessedImage:
         return buffer.getvalue()
 
 
-def process(images: ImageSet, view: str, preprocessing: Preprocessing) -> ImageSet:
+def process(images: ImageSet, view: str, preprocessing: Reader) -> ImageSet:
     """The same set, every image in place of itself under a view, at the size from which the backbone crops."""
+    if not isinstance(preprocessing, Preprocessing):
+        raise DataError(f"There are no views of {noun_of(preprocessing.modality)}", "", "Leave them out")
     # Rounded as the preprocessing rounds, or the backbone would resize views once more, and them alone.
     side = math.floor(min(preprocessing.input_size) / preprocessing.crop_pct)
     sources = zip(images.images, images.names, strict=True)

@@ -1,22 +1,18 @@
-"""One image in, one RGB image or a plain reason out; and from there to the pixels that a backbone takes."""
+"""One image in, one RGB image or a plain reason out."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import struct
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from dna_probe.errors import DataError
-from dna_probe.images.preprocessing import Preprocessing as Preprocessing
+from dna_probe.errors import UnreadableSample
 from dna_probe.images.sources import StoredImage, is_stored
-from dna_probe.images.threads import in_order
 
 if TYPE_CHECKING:
     import torch
@@ -43,15 +39,8 @@ _TURNS = {
 _ORIENTATION = 0x0112
 
 
-class UnreadableImage(DataError):
-    """One image cannot be used. `.name` says which, `.reason` why, in a few plain words."""
-
-    def __init__(self, name: str, reason: str, fix: str = ""):
-        self.name, self.reason = name, reason
-        super().__init__(f"Cannot read {name}: {reason}", "", fix)
-
-    def __reduce__(self):
-        return type(self), (self.name, self.reason)
+class UnreadableImage(UnreadableSample):
+    """One image cannot be used."""
 
 
 def read_image(source: Source, max_pixels: int = MAX_PIXELS, name: str | None = None) -> Image.Image:
@@ -128,64 +117,6 @@ def content_hash(source: Source) -> str:
     except (OSError, SyntaxError, ValueError, EOFError, UnreadableImage):
         digest = hashlib.sha256(f"unreadable {name_of(source, None)}".encode())
     return digest.hexdigest()
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Some consecutive images, ready for a backbone.
-
-    `index` holds the positions (in the list given) of the rows of `pixels` (b, 3, h, w), float32; `failures` the
-    positions, names and reasons of images that could not be read since the batch before.
-    """
-
-    index: list[int]
-    pixels: np.ndarray
-    failures: list[tuple[int, str, str]]
-
-
-def load_batches(
-    sources: Sequence[Source], preprocessing: Preprocessing, batch_size: int = 32, workers: int = 0
-) -> Iterator[Batch]:
-    """Read, preprocess and stack the images in order, in `workers` threads (0: in the calling thread).
-
-    Every batch but the last holds `batch_size` readable images. Unreadable ones are left out of `index` and told in
-    `failures`; if only such images are left at the end, the last batch has no rows. At most one batch and two images
-    per thread are read ahead, so memory does not grow with the list. Errors other than an unreadable image go through
-    to the caller, and the threads end with the iterator.
-    """
-    if batch_size < 1:
-        raise DataError(f"batch_size must be at least 1, not {batch_size}")
-    if workers < 0:
-        raise DataError(f"workers must be 0 or more, not {workers}")
-    sources = getattr(sources, "images", sources)
-
-    def load(position: int) -> np.ndarray | UnreadableImage:
-        try:
-            name = name_of(sources[position], position)
-            return preprocessing(read_image(sources[position], name=name), name=name)
-        except UnreadableImage as error:
-            return error
-
-    loaded = in_order(load, len(sources), workers, batch_size)
-    return _batches(loaded, preprocessing.input_size, batch_size)
-
-
-def _batches(loaded: Iterator[np.ndarray | UnreadableImage], input_size: tuple[int, int], batch_size: int):
-    index: list[int] = []
-    rows: list[np.ndarray] = []
-    failures: list[tuple[int, str, str]] = []
-    for position, result in enumerate(loaded):
-        if isinstance(result, UnreadableImage):
-            failures.append((position, result.name, result.reason))
-            continue
-        index.append(position)
-        rows.append(result)
-        if len(rows) == batch_size:
-            yield Batch(index, np.stack(rows), failures)
-            index, rows, failures = [], [], []
-    if rows or failures:
-        pixels = np.stack(rows) if rows else np.zeros((0, 3, *input_size), np.float32)
-        yield Batch(index, pixels, failures)
 
 
 def _decode(source: str | Path | bytes | bytearray, name: str, max_pixels: int) -> Image.Image:

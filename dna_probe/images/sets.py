@@ -1,4 +1,4 @@
-"""A labelled set of images: what is where, what it is, and what must stay together."""
+"""A labelled set of images, texts or recordings: what is where, what it is, and what must stay together."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dna_probe.errors import DataError
+from dna_probe.errors import DataError, unknown_name
 from dna_probe.images.reading import Source, content_hash, name_of
+from dna_probe.images.sources import is_stored
 
 REAL, FAKE, UNLABELLED = 0, 1, -1
+# What the samples of each modality are called.
+MODALITIES = {"image": "images", "text": "texts", "audio": "recordings"}
 _WORDS = {REAL: "real", FAKE: "fake", UNLABELLED: "unlabelled"}
 
 
@@ -23,7 +27,8 @@ class ImageSet:
 
     `generators` is "real" for reals; images of one of `groups` are never put on two sides of a split; `splits` is ""
     where nothing is known, and so is `dates`, the ISO date at which the image's generator was released; `origin` says
-    where the set came from, `layout` how it lay there; `skipped` lists (name, reason) of what was left out.
+    where the set came from, `layout` how it lay there; `skipped` lists (name, reason) of what was left out. All are of
+    one `modality`: "image", or "text" or "audio", whose samples stand under `images` just so.
     All but images and labels may be left out: then every image is its own group. Nothing is read from disk here.
     Raises `DataError` where lengths or labels do not fit.
     """
@@ -34,11 +39,13 @@ class ImageSet:
     groups: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
     dates: tuple[str, ...] = ()
-    origin: str = "images in memory"
+    origin: str = ""
     layout: str = ""
     skipped: tuple[tuple[str, str], ...] = ()
+    modality: str = "image"
 
     def __post_init__(self):
+        noun = noun_of(self.modality)
         images = tuple(self.images)
         labels = _labels(self.labels)
         count = len(images)
@@ -49,14 +56,15 @@ class ImageSet:
             "dates": lambda: ("",) * count,
         }
         if len(labels) != count:
-            raise DataError(f"{count} images but {len(labels)} labels", "", "give one label for each image")
+            raise DataError(f"{count} {noun} but {len(labels)} labels", "", f"give one label for each {_one(noun)}")
         for field, default in derived.items():
             values = tuple(str(value) for value in getattr(self, field)) or default()
             if len(values) != count:
                 raise DataError(
-                    f"{count} images but {len(values)} {field}", "", f"give one for each image, or no {field}"
+                    f"{count} {noun} but {len(values)} {field}", "", f"give one for each {_one(noun)}, or no {field}"
                 )
             object.__setattr__(self, field, values)
+        object.__setattr__(self, "origin", self.origin or f"{noun} in memory")
         object.__setattr__(self, "images", images)
         object.__setattr__(self, "labels", labels)
         object.__setattr__(self, "skipped", tuple((str(name), str(reason)) for name, reason in self.skipped))
@@ -70,7 +78,13 @@ class ImageSet:
     @property
     def names(self) -> tuple[str, ...]:
         """What each image is called in messages and reports."""
-        return tuple(name_of(source, position) for position, source in enumerate(self.images))
+        if self.modality == "image":
+            return tuple(name_of(source, position) for position, source in enumerate(self.images))
+        noun = noun_of(self.modality)
+        return tuple(
+            name_of(source, None) if isinstance(source, str | Path) or is_stored(source) else f"{noun}[{position}]"
+            for position, source in enumerate(self.images)
+        )
 
     def subset(self, index: Sequence[int] | np.ndarray | slice) -> ImageSet:
         """The images at these positions, in that order; `index` is integers, a boolean mask or a slice."""
@@ -100,7 +114,7 @@ class ImageSet:
         return dict(sorted(counted.items(), key=lambda item: item[0] != "real"))
 
     def describe(self) -> str:
-        """One line: where from, how many real and fake, how many of each generator, how many skipped."""
+        """One line: where from, what if not images, how many real and fake, of each generator, and skipped."""
         parts = []
         for label, word in _WORDS.items():
             number = int((self.labels == label).sum())
@@ -111,7 +125,9 @@ class ImageSet:
                 parts[-1] += f" ({', '.join(f'{name} {many}' for name, many in made.items())})"
         if self.skipped:
             parts.append(f"{len(self.skipped)} skipped")
-        return f"{self.origin}: {', '.join(parts)}"
+        noun = noun_of(self.modality)
+        what = "" if self.modality == "image" or self.origin == f"{noun} in memory" else f" ({noun})"
+        return f"{self.origin}{what}: {', '.join(parts)}"
 
     def fingerprint(self) -> str:
         """SHA-256 (hex) over content hashes and labels in order: the same images and labels, wherever they lie.
@@ -128,8 +144,15 @@ class ImageSet:
 
 
 def join(sets: Iterable[ImageSet], origin: str | None = None) -> ImageSet:
-    """One set after the other. Groups keep their names, so equal names stay together across sets."""
+    """One set after the other. Groups keep their names, so equal names stay together across sets.
+
+    Raises `DataError` where they are not of one modality.
+    """
     sets = list(sets)
+    kinds = list(dict.fromkeys(one.modality for one in sets)) or ["image"]
+    if len(kinds) > 1:
+        nouns = " and ".join(noun_of(kind) for kind in kinds)
+        raise DataError(f"{nouns} cannot be one set".capitalize(), "a backbone reads one modality", "use them apart")
     return ImageSet(
         images=tuple(image for one in sets for image in one.images),
         labels=np.concatenate([one.labels for one in sets]) if sets else np.zeros(0, np.int64),
@@ -139,7 +162,19 @@ def join(sets: Iterable[ImageSet], origin: str | None = None) -> ImageSet:
         dates=tuple(date for one in sets for date in one.dates),
         origin=origin or " + ".join(dict.fromkeys(one.origin for one in sets)),
         skipped=tuple(entry for one in sets for entry in one.skipped),
+        modality=kinds[0],
     )
+
+
+def noun_of(modality: str) -> str:
+    """What the samples of a modality are called: "images", "texts" or "recordings"."""
+    if modality not in MODALITIES:
+        raise unknown_name("modality", str(modality), MODALITIES, DataError)
+    return MODALITIES[modality]
+
+
+def _one(noun: str) -> str:
+    return noun.removesuffix("s")
 
 
 def _labels(given: Any) -> np.ndarray:
@@ -163,5 +198,5 @@ def _labels(given: Any) -> np.ndarray:
 def _index(index: Any, count: int) -> np.ndarray:
     index = np.asarray(index)
     if index.dtype == bool and index.shape != (count,):
-        raise DataError(f"A mask of {index.size} for a set of {count} images")
+        raise DataError(f"A mask of {index.size} for a set of {count}")
     return index if index.size else index.astype(np.int64)

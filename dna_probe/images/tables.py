@@ -1,11 +1,12 @@
-"""Tables that describe images, row by row: CSV, TSV, JSON, JSON lines, parquet, Arrow."""
+"""Tables that describe samples, row by row: CSV, TSV, JSON, JSON lines, parquet, Arrow."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +53,16 @@ class Table:
     place: Place | None = None
     split: str = ""
     label_names: tuple[str, ...] = ()
+    kinds: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: COLUMNS)
 
     def columns(self) -> dict[str, tuple[str, ...]]:
-        """For each kind of thing in `COLUMNS` the columns that may hold it here, where there are any."""
+        """For each kind of thing in `kinds` the columns that may hold it here, where there are any."""
         present: dict[str, str] = {}
         for name in self.names:
             if name != self.image_column:
                 present.setdefault(name.strip().lower(), name)
         found = {
-            kind: tuple(present[alias] for alias in aliases if alias in present) for kind, aliases in COLUMNS.items()
+            kind: tuple(present[alias] for alias in aliases if alias in present) for kind, aliases in self.kinds.items()
         }
         return {kind: names for kind, names in found.items() if names}
 
@@ -73,18 +75,25 @@ class Table:
         return {name.lower() for name in names} <= {name.strip().lower() for name in self.names}
 
 
-def open_table(path: Path, root: Path | None = None) -> Table:
+def open_table(
+    path: Path,
+    root: Path | None = None,
+    kinds: Mapping[str, tuple[str, ...]] = COLUMNS,
+    first: int | None = None,
+) -> Table:
     """The rows of a table, images inside left where they are. Raises `DataError` where it is damaged.
 
-    `root` is the folder in which it was found, whose folder names may say what the table does not.
+    `root` is the folder in which it was found, whose folder names may say what the table does not. `kinds` are the
+    things looked for and the names of their columns. `first` is how many rows of a text file are read (None: all).
     """
     folders = path.relative_to(root).parts[:-1] if root is not None else ()
     parts = (*folders, shard_name(path))
     if path.suffix.lower() in TABLE_SUFFIXES:
-        return _open_columnar(path, parts)
-    rows = [(number, row) for number, row in _text_rows(path) if any(is_given(value) for value in row.values())]
+        return _open_columnar(path, parts, kinds)
+    read = islice(_text_rows(path), first)
+    rows = [(number, row) for number, row in read if any(is_given(value) for value in row.values())]
     names = dict.fromkeys(str(name) for _, row in rows for name in row)
-    return Table(str(path), tuple(names), rows, path.parent, split=split_of(parts))
+    return Table(str(path), tuple(names), rows, path.parent, split=split_of(parts), kinds=kinds)
 
 
 def label_names(schema: Any, columns: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -100,7 +109,7 @@ def is_given(value: object) -> bool:
     return value is not None and value != "" and value != []
 
 
-def _open_columnar(path: Path, parts: tuple[str, ...]) -> Table:
+def _open_columnar(path: Path, parts: tuple[str, ...], kinds: Mapping[str, tuple[str, ...]]) -> Table:
     schema = read_schema(path)
     image = image_column(schema)
     table = Table(
@@ -112,6 +121,7 @@ def _open_columnar(path: Path, parts: tuple[str, ...]) -> Table:
         image_column=image or "",
         place=None if image is None else place_in_folders(parts),
         split=split_of(parts),
+        kinds=kinds,
     )
     rows = list(enumerate(read_columns(path, table.column_names())))
     if image is None:

@@ -84,7 +84,7 @@ def test_random_weights_and_local_weights(file, tmp_path):
         (":nn", r"Unknown factory 'nn'. Known: Net, build, fails, wrong, needs"),
         ("", r"names no function. Write it as .*timm.py:factory"),
         (":fails", r"timm.py:fails\(\) failed. FileNotFoundError: weights.pth is gone. Call it in Python"),
-        (":wrong", r"timm.py:wrong\(\) returned dict. A factory has to return a torch.nn.Module"),
+        (":wrong", r"timm.py:wrong\(\) returned dict. A factory has to return a torch.nn.Module, or a Backbone"),
         (":needs", r"timm.py:needs\(\) failed. TypeError: .*missing 1 required positional argument"),
     ],
 )

@@ -82,11 +82,6 @@ def test_random_control_of_a_module_shuffles_a_copy():
         ("vit_tiny_patch16_22", {}, "Unknown backbone 'vit_tiny_patch16_22'. Did you mean 'vit_tiny_patch16_224'"),
         ("nanno", {}, "Did you mean 'nano'"),
         ("vit_tiny_patch16_224.augreg_in21", {}, "Unknown pretrained tag .* Did you mean"),
-        (
-            "hf:openai/clip",
-            {},
-            "'hf:openai/clip' cannot be opened. Hugging Face sources are not offered yet. Supported are",
-        ),
         ("model.safetensors", {}, "is a weights file, not a backbone"),
         ("vit_small_patch16_36x1_224", {}, "timm has no pretrained weights for 'vit_small_patch16_36x1_224'"),
         (7, {}, "A value of type int is not a backbone. Give an nn.Module, 'nano'"),
@@ -310,3 +305,24 @@ def test_listing():
     assert len(everything) > 1000
     assert all(entry.licence for entry in everything)
     assert list_backbones("no_such_thing*") == []
+
+
+@pytest.mark.parametrize(
+    ("pattern", "listed", "left_out"),
+    [
+        ("dino*", {"vit_small_patch14_dinov2.lvd142m", "hf:facebook/dinov2-small"}, {"nano"}),
+        ("hf:*", {"hf:google-bert/bert-base-uncased"}, {"nano"}),
+        ("nano", {"nano"}, {"convnext_nano.in12k"}),
+        ("timm/convnext_atto*", {"convnext_atto.d2_in1k"}, {"hf:facebook/dinov2-small"}),
+    ],
+)
+def test_patterns(pattern, listed, left_out):
+    names = {entry.name for entry in list_backbones(pattern)}
+    assert listed <= names and not left_out & names
+
+
+def test_what_a_model_takes_and_needs_is_listed():
+    entries = {entry.name: entry for entry in list_backbones("*")}
+    assert entries["hf:facebook/hubert-base-ls960"].takes == "audio"
+    assert entries["nano"].takes == "128 x 128" and entries["nano"].code_licence == "mit"
+    assert entries["open_clip:ViT-B-32/laion2b_s34b_b79k"].needs == "open-clip"

@@ -232,7 +232,7 @@ def test_backbones(capsys):
         ),
         (["fit", "{data}", "--backbone", "{planted}:Planted", "--device", "cuda", "--out", "{out}"], "CUDA"),
         (["fit", "{data}", "--weights", "{missing}", "--out", "{out}"], "missing"),
-        (["fit", "{data}", "--backbone", "hf:facebook/dinov2", "--out", "{out}"], "not offered"),
+        (["fit", "{data}", "--backbone", "hf:{missing}", "--out", "{out}"], "dna-probe:"),
         (["fit", "{data}", "--out", "{data}"], "is not empty"),
         (["locate", "{one_class}", "--backbone", "{planted}:Planted"], "no fake images"),
         (["locate", "{data}", "--rule", "transitoin"], "Did you mean 'transition'"),

@@ -8,12 +8,13 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from dna_probe.batches import load_batches
 from dna_probe.errors import DataError
 from dna_probe.images import archives
 from dna_probe.images.archives import TableCell, TarMember, ZipMember, find_member, list_members
 from dna_probe.images.layouts import read_images
 from dna_probe.images.preprocessing import Preprocessing
-from dna_probe.images.reading import UnreadableImage, content_hash, load_batches, name_of, read_image
+from dna_probe.images.reading import UnreadableImage, content_hash, name_of, read_image
 
 from .made_up_trees import assert_reads_back, encoded, plant, told, write_parquet, write_tar, zip_up
 

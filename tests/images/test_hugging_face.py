@@ -6,12 +6,13 @@ import sys
 
 import pytest
 
+from dna_probe.batches import load_batches
 from dna_probe.errors import DataError
 from dna_probe.images.archives import TableCell
 from dna_probe.images.layouts import read_images
 from dna_probe.images.manifests import write_manifest
 from dna_probe.images.preprocessing import Preprocessing
-from dna_probe.images.reading import load_batches, read_image
+from dna_probe.images.reading import read_image
 
 from .made_up_trees import assert_reads_back, encoded, picture, plant
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dna_probe.batches import load_batches
 from dna_probe.errors import DataError
 from dna_probe.images.layouts import read_images, read_unlabelled
 from dna_probe.images.preprocessing import Preprocessing
-from dna_probe.images.reading import load_batches
 from dna_probe.images.sets import ImageSet
 
 SMALL = Preprocessing(input_size=(8, 8), crop_pct=1.0)

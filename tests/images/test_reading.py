@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
+from dna_probe.batches import load_batches
 from dna_probe.errors import DataError
 from dna_probe.images.preprocessing import Preprocessing
-from dna_probe.images.reading import UnreadableImage, content_hash, load_batches, name_of, read_image
+from dna_probe.images.reading import UnreadableImage, content_hash, name_of, read_image
 
 
 def picture(width=40, height=24, seed=0):
@@ -328,15 +329,15 @@ def test_batches_keep_the_order_and_tell_every_failure(tmp_path, workers, batch_
     assert index == [p for p in range(23) if p not in (0, 5, 6, 21, 22)]
     assert failures == [(p, str(sources[p]), "empty file (0 bytes)") for p in (0, 5, 6, 21, 22)]
     assert all(len(batch.index) == batch_size for batch in batches[:-1])
-    for batch in batches:
-        assert batch.pixels.shape == (len(batch.index), 3, 8, 8) and batch.pixels.dtype == np.float32
-        assert np.allclose(batch.pixels[:, 0, 0, 0] * 255, [position * 10 for position in batch.index])
+    for batch in filter(lambda batch: batch.index, batches):
+        assert batch.inputs.shape == (len(batch.index), 3, 8, 8) and batch.inputs.dtype == np.float32
+        assert np.allclose(batch.inputs[:, 0, 0, 0] * 255, [position * 10 for position in batch.index])
 
 
 def test_batches_of_nothing_and_of_failures_only(tmp_path):
     assert list(load_batches([], SMALL)) == []
     (batch,) = load_batches(mixed_sources(tmp_path, 3, broken=(0, 1, 2)), SMALL, 2)
-    assert batch.pixels.shape == (0, 3, 8, 8) and batch.index == [] and len(batch.failures) == 3
+    assert len(batch.inputs) == 0 and batch.index == [] and len(batch.failures) == 3
     for wrong in ({"batch_size": 0}, {"workers": -1}):
         with pytest.raises(DataError):
             list(load_batches([], SMALL, **wrong))
