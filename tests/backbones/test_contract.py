@@ -11,7 +11,7 @@ from torch import nn
 from dna_probe.attention import summarise_pattern
 from dna_probe.backbones.contract import Backbone, hash_state
 from dna_probe.errors import BackboneError, SiteError
-from dna_probe.hooks import first_tensor, frozen
+from dna_probe.hooks import first_tensor, frozen, nth_tensor
 from dna_probe.images.preprocessing import Preprocessing
 from dna_probe.sites import Reading, patch_tokens
 
