@@ -5,6 +5,7 @@ Captured tensors are clones or fresh reductions: a ``detach()``ed view would be 
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from copy import copy
@@ -42,10 +43,19 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 def refuse_compiled(model: nn.Module) -> None:
     """Raise ``BackboneError`` if the model, or a part of it, runs as a compiled call that hooks cannot enter."""
+    import torch
+
     for name, module in model.named_modules():
+        part = f"The part {name!r} of the model" if name else "The model"
+        if isinstance(module, torch.jit.ScriptModule):
+            raise BackboneError(
+                f"{part} is a scripted or traced one (TorchScript)",
+                "Hooks do not see what its parts return",
+                "Build the model in Python and load these weights there: model.load_state_dict(scripted.state_dict())",
+            )
         if getattr(module, "_compiled_call_impl", None) is not None or hasattr(module, "_orig_mod"):
             raise BackboneError(
-                f"{f'The part {name!r} of the model' if name else 'The model'} was compiled in place",
+                f"{part} was compiled in place",
                 "Hooks do not run inside a compiled call",
                 "Pass the model as it was before compiling",
             )
@@ -68,12 +78,7 @@ def nth_tensor(value: Any, part: int) -> Tensor:
     if part < len(places):
         return _entries(value)[places[part]]
     held = f"holds {len(places)} of the {part + 1} tensors wanted" if part else "holds no tensor"
-    raise SiteError(f"A hooked module returned {type(value).__name__}, which {held}", fix="Choose another site")
-
-
-def first_tensor(value: Any) -> Tensor:
-    """The tensor of a module's output, or the first one in it: ``nth_tensor(value, 0)``."""
-    return nth_tensor(value, 0)
+    raise SiteError(f"A hooked module takes or returns {type(value).__name__}, which {held}", fix="Choose another site")
 
 
 def _entries(value: Any) -> Mapping[Any, Any]:
@@ -116,7 +121,7 @@ def _replace_nth(value: Any, part: int, new: Tensor) -> Any:
 @contextmanager
 def attached(
     model: nn.Module, sites: Mapping[str, Site], visit: Mapping[str, Edit], stop: bool = True
-) -> Iterator[Callable[[Tensor | Mapping[str, Tensor]], Any]]:
+) -> Iterator[Callable[[Tensor], Any]]:
     """Call ``visit[name](activation)`` for every site named while the model runs inside the context.
 
     The visitor sees the live tensor: it reduces or clones what it keeps. If it returns a tensor, that replaces the
@@ -124,10 +129,10 @@ def attached(
 
     Yields:
         ``run(batch)``, which does one forward and raises ``SiteError`` if a site did not fire. With ``stop`` it ends as
-        soon as all of them have, and returns None; else it returns the model's output. A mapping is given to the model
-        as keyword arguments.
+        soon as all of them have, and returns None; else it returns the model's output.
 
-    A module that is called twice in one forward (shared weights) is visited on its first call only.
+    A module that is called twice in one forward (shared weights) is visited on its first call only. Several threads may
+    each run a context of their own on one model; its switches (``frozen``, ``eager_attention``) are those of all.
     """
     if not visit:
         raise SiteError("No sites were asked for", fix="Name at least one")
@@ -135,6 +140,11 @@ def attached(
     refuse_compiled(model)
     modules = dict(model.named_modules())
     fired: set[str] = set()
+    runner = 0
+
+    def is_foreign(name: str) -> bool:
+        """Whether the module runs for another thread, or for the second time."""
+        return name in fired or threading.get_ident() != runner
 
     def pass_on(name: str, tensor: Tensor) -> Tensor | None:
         fired.add(name)
@@ -152,7 +162,7 @@ def attached(
 
     def on_output(name: str) -> Callable:
         def hook(module, args, output):
-            if name in fired:
+            if is_foreign(name):
                 return None
             part = wanted[name].part
             edited = pass_on(name, nth_tensor(output, part))
@@ -162,7 +172,7 @@ def attached(
 
     def on_input(name: str) -> Callable:
         def hook(module, args, kwargs):
-            if name in fired:
+            if is_foreign(name):
                 return None
             part = wanted[name].part
             edited = pass_on(name, nth_tensor(args or kwargs, part))
@@ -172,11 +182,13 @@ def attached(
 
         return hook
 
-    def run(batch: Tensor | Mapping[str, Tensor]) -> Any:
+    def run(batch: Tensor) -> Any:
+        nonlocal runner
+        runner = threading.get_ident()
         fired.clear()
         output = None
         with suppress(_Stop):
-            output = model(**batch) if isinstance(batch, Mapping) else model(batch)
+            output = model(batch)
         missing = [name for name in visit if name not in fired]
         if missing:
             raise SiteError(

@@ -1,6 +1,7 @@
 """The hook layer on its own: containers, edits, stops, switches."""
 
 from collections import OrderedDict, namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from dna_probe.errors import BackboneError, SiteError
-from dna_probe.hooks import attached, eager_attention, first_tensor, frozen, nth_tensor, refuse_compiled, unwrap
+from dna_probe.hooks import attached, eager_attention, frozen, nth_tensor, refuse_compiled, unwrap
 from dna_probe.sites import Site
 
 
@@ -106,22 +107,6 @@ def test_any_tensor_of_a_container_is_read_and_replaced(value, take):
         nth_tensor(value, 2)
 
 
-def test_a_mapping_goes_to_the_model_as_keyword_arguments():
-    class Two(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.linear = nn.Linear(4, 4)
-
-        def forward(self, tokens, mask):
-            return self.linear(tokens) * mask
-
-    model, seen = Two(), []
-    with attached(model, {"linear": site("linear")}, {"linear": lambda a: seen.append(a)}, stop=False) as run:
-        output = run({"mask": torch.zeros(2, 1), "tokens": torch.ones(2, 4)})
-    assert not output.any()
-    assert seen[0].any()
-
-
 def test_first_call_only_and_keyword_inputs():
     model, x = Model(), torch.randn(3, 4)
     seen = {"twice": [], "keyword": []}
@@ -161,10 +146,35 @@ def test_sites_that_do_not_fire_are_an_error_not_an_empty_result():
 
 
 def test_outputs_without_tensor():
-    with pytest.raises(SiteError, match=r"returned str, which holds no tensor"):
-        first_tensor("text")
+    with pytest.raises(SiteError, match=r"A hooked module takes or returns str, which holds no tensor"):
+        nth_tensor("text", 0)
     with pytest.raises(SiteError, match=r"holds no tensor"):
-        first_tensor((1, None))
+        nth_tensor((1, None), 0)
+
+
+def test_threads_with_a_context_each_read_what_is_theirs():
+    """The second one runs as a whole between the first layer of the other and its second."""
+    model, theirs, ours = Model(), {}, {}
+
+    def kept(into, name):
+        return lambda activation: into.update({name: activation.clone()})
+
+    def other():
+        visit = {name: kept(theirs, name) for name in ("first", "twice")}
+        with torch.no_grad(), attached(model, SITES, visit, stop=False) as run:
+            run(torch.ones(1, 4))
+
+    def first(activation):
+        ours["first"] = activation.clone()
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(other).result()
+
+    with torch.no_grad(), attached(model, SITES, {"first": first, "twice": kept(ours, "twice")}, stop=False) as run:
+        run(torch.zeros(1, 4))
+        expected = {name: model.first(torch.full((1, 4), value)) for name, value in (("ours", 0.0), ("theirs", 1.0))}
+        for name, found in (("ours", ours), ("theirs", theirs)):
+            assert torch.equal(found["first"], expected[name])
+            assert torch.equal(found["twice"], model.twice(expected[name]))
 
 
 @pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
@@ -281,3 +291,13 @@ def test_wrappers():
         BackboneError, match=r"The part 'first' of the model was compiled in place. Hooks do not run inside"
     ):
         refuse_compiled(model)
+
+
+@pytest.mark.parametrize("compile_", [torch.jit.script, lambda part: torch.jit.trace(part, torch.zeros(1, 4))])
+@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
+def test_scripted_models_are_refused_as_such(compile_):
+    part = compile_(nn.Linear(4, 4))
+    with pytest.raises(BackboneError, match=r"^The model is a scripted or traced one .*load_state_dict"):
+        refuse_compiled(part)
+    with pytest.raises(BackboneError, match=r"^The part '0' of the model is a scripted or traced one"):
+        refuse_compiled(nn.Sequential(part))

@@ -104,7 +104,7 @@ def open_backbone(
     else:
         made, name, spec, shuffle = _build(str(model), weights, random_weights)
         if isinstance(made, Backbone):
-            preprocessing = preprocessing or made.preprocessing
+            preprocessing, notes = preprocessing or made.preprocessing, made.model_notes
         module = made.module if isinstance(made, Backbone) else made
         place = place or _device("cuda" if _has_cuda() else "cpu")
     refuse_compiled(module)

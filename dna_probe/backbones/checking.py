@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from dna_probe.errors import DnaProbeError
+from dna_probe.errors import one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,8 +49,8 @@ def check_backbone(backbone: Backbone) -> list[Check]:
     for promise, attempt in _PROMISES.items():
         try:
             verdict, told = attempt(backbone, samples)
-        except (DnaProbeError, RuntimeError, TypeError, ValueError, IndexError, AttributeError) as error:
-            verdict, told = "no", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        except Exception as error:
+            verdict, told = "no", one_line(error)
         checks.append(Check(promise, verdict, told))
     return checks
 

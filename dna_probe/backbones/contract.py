@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dna_probe.backbones import discovery, families, plain, transformer_attention, transformer_lens
 from dna_probe.backbones import timm as timm_families
-from dna_probe.errors import SiteError
+from dna_probe.errors import BackboneError, SiteError
 from dna_probe.hooks import attached, eager_attention, frozen, refuse_compiled, unwrap
 from dna_probe.images.preprocessing import Preprocessing
 from dna_probe.sites import Site, resolve_site
@@ -40,7 +40,8 @@ class Backbone:
         spec: the string that ``open_backbone`` would open it with again, or None for a module object.
 
     Raises:
-        BackboneError: the model cannot run on a trial image, has no layers, or was compiled in place.
+        BackboneError: the model cannot run on a trial image, has no layers, or was compiled in place; or what is given
+            as preprocessing is none.
     """
 
     def __init__(
@@ -54,6 +55,13 @@ class Backbone:
         random_weights: bool = False,
         notes: Iterable[str] = (),
     ):
+        if isinstance(preprocessing, type) or not all(hasattr(preprocessing, name) for name in ("modality", "trial")):
+            given = preprocessing if isinstance(preprocessing, type) else type(preprocessing)
+            raise BackboneError(
+                f"A {given.__name__} is no preprocessing",
+                "",
+                "Give Preprocessing(...), TextPreprocessing(...) or AudioPreprocessing(...)",
+            )
         module = transformer_lens.inside(unwrap(module), preprocessing.modality)
         refuse_compiled(module)
         self.module, self.preprocessing = module, preprocessing
@@ -111,10 +119,22 @@ class Backbone:
         """The attention site of a layer, or None where attention is not over all tokens or not exposed."""
         return self.sites.get(f"blocks.{layer}.attn.hook_pattern")
 
+    def grid_of(self, patches: int) -> tuple[int, int]:
+        """(rows, columns) of this many patches: the grid where it has so many, else one of the image's aspect, else one
+        row, as of sequences."""
+        if self.grid is not None and self.grid[0] * self.grid[1] == patches:
+            return self.grid
+        size = self.preprocessing.input_size if isinstance(self.preprocessing, Preprocessing) else None
+        return (size and discovery.grid_of(patches, size)) or (1, patches)
+
     @property
     def weight_hash(self) -> str:
-        """SHA-256 over the state dict: sorted names, types, shapes and bytes. Computed again if the weights changed."""
-        state = self.module.state_dict()
+        """SHA-256 over the state dict: sorted names, types, shapes and bytes.
+
+        Computed again if the weights changed, which torch tells of all changes but those through ``parameter.data``.
+        """
+        # The parameters themselves: else each call makes new tensors of them.
+        state = self.module.state_dict(keep_vars=True)
         stamp = tuple((name, id(value), *_version(value)) for name, value in state.items())
         if self._hash is None or self._hash[0] != stamp:
             self._hash = stamp, hash_state(state)
@@ -195,6 +215,10 @@ class Backbone:
         """Inputs on the model's device, floats in its type."""
         import torch
 
+        if isinstance(inputs, Mapping):
+            raise SiteError(
+                "A batch is one tensor, not a dictionary", fix="Give inputs['pixel_values'] or inputs['input_ids']"
+            )
         inputs = torch.as_tensor(inputs).to(self.device)
         return inputs.to(self.dtype) if inputs.is_floating_point() else inputs
 

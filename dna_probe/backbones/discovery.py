@@ -1,7 +1,8 @@
 """Find a model's sites by watching one forward pass of a trial image, not by trusting its source code.
 
 A family module (``timm``, ``plain``) proposes which modules are the layers. What fired, when, and with which shape
-decides the rest: layout, width, the MLP, head and attention sites inside a block, prefix tokens, firing order.
+decides the rest, helped by usual names: layout, width, the MLP, head and attention sites inside a block, prefix tokens,
+firing order.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from dna_probe.attention import BINS
-from dna_probe.errors import BackboneError, SiteError
-from dna_probe.hooks import eager_attention, first_tensor, frozen, nth_tensor
+from dna_probe.errors import BackboneError, SiteError, one_line
+from dna_probe.hooks import eager_attention, frozen, nth_tensor
 from dna_probe.images.preprocessing import Preprocessing
 from dna_probe.sites import Layout, Site
 
@@ -43,7 +44,8 @@ class Fired:
     """What one module did in the trial forward; ``at`` counts events over the whole forward.
 
     ``output`` is that of the first tensor returned whose first axis is the batch, number ``part`` of those returned; if
-    there is none, of the first one.
+    there is none, of the first one. ``given`` and ``made`` number the tensors of ``input`` and ``output``: where they
+    are equal it is the very same tensor.
     """
 
     calls: int = 0
@@ -53,6 +55,8 @@ class Fired:
     input: Shape | None = None
     input_at: int = 0
     lowest_input: float = 0.0
+    given: int = 0
+    made: int = -1
 
 
 @dataclass(frozen=True)
@@ -80,8 +84,10 @@ def watch(model: nn.Module, preprocessing: Reader) -> dict[str, Fired]:
         BackboneError: the model cannot run on what its preprocessing gives.
     """
     import torch
+    from torch.utils.weak import WeakIdKeyDictionary
 
     record = {name: Fired() for name, _ in model.named_modules()}
+    numbers = WeakIdKeyDictionary()
     events = 0
 
     def shape_of(value: Any, part: int = 0) -> Shape | None:
@@ -90,6 +96,9 @@ def watch(model: nn.Module, preprocessing: Reader) -> dict[str, Fired]:
         except SiteError:
             return None
         return tuple(tensor.shape) if tensor.is_floating_point() else None
+
+    def number_of(value: Any, part: int = 0) -> int:
+        return numbers.setdefault(nth_tensor(value, part), events)
 
     def part_of(value: Any) -> int:
         shapes = (shape_of(value, part) for part in range(len(value) if isinstance(value, tuple | list) else 1))
@@ -104,8 +113,9 @@ def watch(model: nn.Module, preprocessing: Reader) -> dict[str, Fired]:
             if entry.calls == 1:
                 given = args or tuple(kwargs.values())
                 entry.input, entry.input_at = shape_of(given), events
+                entry.given = number_of(given) if entry.input else 0
                 if entry.input and len(entry.input) == 4 and name.endswith("attn_drop"):
-                    entry.lowest_input = float(first_tensor(given).min())
+                    entry.lowest_input = float(nth_tensor(given, 0).min())
 
         return hook
 
@@ -117,6 +127,7 @@ def watch(model: nn.Module, preprocessing: Reader) -> dict[str, Fired]:
             if entry.calls == 1:
                 entry.part = part_of(output)
                 entry.output, entry.output_at = shape_of(output, entry.part), events
+                entry.made = number_of(output, entry.part) if entry.output else -1
 
         return hook
 
@@ -133,7 +144,7 @@ def watch(model: nn.Module, preprocessing: Reader) -> dict[str, Fired]:
     except Exception as error:
         raise BackboneError(
             f"{type(model).__name__} could not run on a trial batch of {' x '.join(map(str, trial.shape))}",
-            f"{type(error).__name__}: {_one_line(error)}",
+            one_line(error),
             WRAP[preprocessing.modality],
         ) from error
     finally:
@@ -157,7 +168,7 @@ def find_sites(model: nn.Module, layers: Layers, record: Mapping[str, Fired], pr
     found: list[tuple[int, Site]] = []
     for k, path in enumerate(paths):
         shape = record[path].output or ()
-        layout = _layout(shape, channels_last)
+        layout = "nchw" if is_channels_first(model, shape, record) else _layout(shape, channels_last)
         count = prefix.count(shape[1]) if layout == "tokens" else 0
         is_class = prefix.class_token and count > 0
         name = f"blocks.{k}.hook_resid_post" if layers.kind == "residual" else f"stages.{k}.hook_out"
@@ -207,10 +218,13 @@ def mlp_site(model: nn.Module, end: Site, record: Mapping[str, Fired]) -> Site |
                 closing.append((record[path].input_at, path, layout, module.in_features))
         elif isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1) and module.out_channels == end.width:
             closing.append((record[path].input_at, path, "nchw", module.in_channels))
+    never = Fired()  # one that lies in several blocks is known by its name in the first
     for at, path, layout, hidden in sorted(closing, reverse=True):
         named = any(part in _MLP_NAMES for part in path[len(block) :].split("."))
         if named or any(
-            isinstance(module, nn.Linear) and module.out_features >= hidden and 0 < record[other].input_at < at
+            isinstance(module, nn.Linear)
+            and module.out_features >= hidden
+            and 0 < record.get(other, never).input_at < at
             for other, module in modules.items()
         ):
             inside = (end.prefix_tokens, end.class_token) if layout == "tokens" else (0, False)
@@ -268,6 +282,8 @@ def attention_notes(model: nn.Module, ends: Sequence[Site], depth: int, record: 
 
 def _attention_inside(model: nn.Module, layer: str, record: Mapping[str, Fired]) -> Iterator[str]:
     """What keeps each attention inside a layer from having a pattern, as a few words."""
+    from torch import nn
+
     shown: list[str] = []
     for path, module in model.get_submodule(layer).named_modules(prefix=layer):
         fired = record.get(f"{path}.attn_drop", Fired())
@@ -278,7 +294,7 @@ def _attention_inside(model: nn.Module, layer: str, record: Mapping[str, Fired])
         elif (
             record.get(path, Fired()).calls
             and not path.startswith(tuple(shown))
-            and _is_attention(path[len(layer) :])
+            and (_is_attention(path[len(layer) :]) or isinstance(module, nn.MultiheadAttention))
             and _has_heads(module)
         ):
             yield "that shows no probabilities"
@@ -331,7 +347,7 @@ class PrefixRule:
         patches = int(patches) if isinstance(patches, int) else None
         names = [name.rsplit(".", 1)[-1] for name, _ in model.named_parameters()]
         named = any(name in CLASS_TOKEN_NAMES for name in names)
-        registers = any(name.startswith(("reg", "storage")) for name in names)
+        registers = any(name.startswith(("reg", "storage", "dist")) for name in names)
         if declared is None and named and not registers:
             return cls(1, patches, True, size)
         if named or registers or type(model).__module__.startswith("timm."):
@@ -386,6 +402,17 @@ def _grid(model: nn.Module, ends: list[Site], shapes: list, size: tuple[int, int
     return grid_of(count, size)
 
 
+def is_channels_first(model: nn.Module, shape: Shape, record: Mapping[str, Fired]) -> bool:
+    """Whether a shape of three axes is (n, channels, length): convolutions gave it, and no map over its last axis."""
+    from torch import nn
+
+    def gave(*kinds: type[nn.Module]) -> bool:
+        return any(record[path].output == shape for path, module in model.named_modules() if isinstance(module, kinds))
+
+    convolved = (nn.Conv1d, nn.ConvTranspose1d, nn.BatchNorm1d)
+    return len(shape) == 3 and gave(*convolved) and not gave(nn.Linear, nn.LayerNorm)
+
+
 def _usable(fired: Fired | None) -> bool:
     return bool(fired and fired.output and 2 <= len(fired.output) <= 4 and fired.output[0] == TRIAL_BATCH)
 
@@ -409,8 +436,3 @@ def _channels_last(model: nn.Module, shapes: list, size: tuple[int, int]) -> boo
 
     total = sum(votes())
     return total > 0 if total else str(getattr(model, "output_fmt", "")).endswith("NHWC")
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else text[:300] + " ..."

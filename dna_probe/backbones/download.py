@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dna_probe.errors import BackboneError
+from dna_probe.errors import BackboneError, one_line
 
 if TYPE_CHECKING:
     from torch import nn
 
 TIMEOUT = 5.0
-_WAYS_OUT = (
+WAYS_OUT = (
     "Give local weights (--weights FILE, weights=FILE), use 'nano', which needs no network, "
     "or take untrained weights (--random-weights, random_weights=True)"
 )
@@ -34,7 +34,7 @@ def build_pretrained(name: str) -> nn.Module:
     if cfg is None or not cfg.has_weights:
         tagged = timm.list_models(f"{name.partition('.')[0]}.*", pretrained=True)
         raise BackboneError(
-            f"timm has no pretrained weights for {name!r}", f"It has {', '.join(tagged)}" if tagged else "", _WAYS_OUT
+            f"timm has no pretrained weights for {name!r}", f"It has {', '.join(tagged)}" if tagged else "", WAYS_OUT
         )
     cached = is_cached(cfg)
     if not cached:
@@ -45,8 +45,8 @@ def build_pretrained(name: str) -> nn.Module:
     except Exception as error:
         raise BackboneError(
             f"The pretrained weights of {name!r} could not be loaded",
-            f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
-            _WAYS_OUT,
+            one_line(error),
+            WAYS_OUT,
         ) from error
 
 
@@ -78,7 +78,7 @@ def require_server(name: str, cfg: Any) -> None:
 
         server = constants.ENDPOINT
         if constants.HF_HUB_OFFLINE:
-            raise BackboneError(f"The weights of {name!r} are not in the cache", "HF_HUB_OFFLINE is set", _WAYS_OUT)
+            raise BackboneError(f"The weights of {name!r} are not in the cache", "HF_HUB_OFFLINE is set", WAYS_OUT)
     else:
         url = cfg.url[0] if isinstance(cfg.url, tuple | list) else cfg.url
         server = "/".join(str(url).split("/")[:3])
@@ -90,7 +90,7 @@ def require_server(name: str, cfg: Any) -> None:
         raise BackboneError(
             f"The weights of {name!r} are not in the cache and {server} cannot be reached",
             str(getattr(error, "reason", error)),
-            _WAYS_OUT,
+            WAYS_OUT,
         ) from error
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dna_probe.errors import BackboneError, unknown_name
+from dna_probe.errors import BackboneError, one_line, unknown_name
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -45,7 +45,7 @@ def build(name: str) -> nn.Module | Backbone:
         model = factory()
     except Exception as error:
         raise BackboneError(
-            f"{path.name}:{function}() failed", f"{type(error).__name__}: {error}", "Call it in Python to see where"
+            f"{path.name}:{function}() failed", one_line(error), "Call it in Python to see where"
         ) from error
     if not isinstance(model, nn.Module | Backbone):
         raise BackboneError(
@@ -82,7 +82,7 @@ def _import(path: Path) -> ModuleType:
         if not isinstance(error, Exception):
             raise
         raise BackboneError(
-            f"{path.name} cannot be imported", f"{type(error).__name__}: {error}", "Run it with Python to see where"
+            f"{path.name} cannot be imported", one_line(error), "Run it with Python to see where"
         ) from error
     return module
 

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from dna_probe.batches import Reader
 
 
+_SHAPES = {
+    "mlp": "(n, tokens, width)",
+    "heads": "(n, tokens, width), and num_heads that divide the width",
+    "pattern": "(n, heads, queries, keys)",
+}
+
+
 @dataclass(frozen=True)
 class Family:
     """Where the layers and units of an architecture are. What is left out is found by what fires.
@@ -103,11 +110,17 @@ class Family:
                     "Compare with the names in model.named_modules()",
                 )
             shape = (fired.input if side == "input" else fired.output) or ()
-            width = shape[1] if kind == "pattern" else shape[-1]
             heads = self.num_heads if kind == "heads" else 0
+            if len(shape) != (4 if kind == "pattern" else 3) or (kind == "heads" and (heads < 1 or shape[-1] % heads)):
+                raise BackboneError(
+                    f"{place!r} of {end.module} cannot be its {kind}",
+                    f"It has the shape {shape}{f', and num_heads is {heads}' if kind == 'heads' else ''}",
+                    f"Name what has the shape {_SHAPES[kind]}",
+                )
+            width, part = shape[1] if kind == "pattern" else shape[-1], fired.part if side == "output" else 0
             prefix = (end.prefix_tokens, end.class_token)
             made.append(
-                Site(f"blocks.{end.layer}.{name}", kind, end.layer, module, side, "tokens", width, *prefix, heads)
+                Site(f"blocks.{end.layer}.{name}", kind, end.layer, module, side, "tokens", width, *prefix, heads, part)
             )
         return made
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from dna_probe.backbones import download, plain, timm
 from dna_probe.backbones.image_processors import read_processor
 from dna_probe.backbones.transformer_attention import is_transformers, main_input
 from dna_probe.backbones.weights import SUFFIXES, read_state
-from dna_probe.errors import BackboneError
+from dna_probe.errors import BackboneError, one_line
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,9 +23,12 @@ if TYPE_CHECKING:
 
 PREFIXES = ("hf:", "hf-hub:", "hf_hub:")
 # What is fetched: configurations, tokenisers and safetensors, nothing that could run.
-FILES = ("*.json", "*.txt", "*.model", "model.safetensors", "model-*.safetensors")
+_SETTINGS = ("*.json", "*.txt", "*.model")
+FILES = (*_SETTINGS, "model.safetensors", "model-*.safetensors")
 # Parts behind the last block, which a checkpoint may lack: they are never read.
 HEADS = ("pooler", "head", "classifier")
+# Put in place of what is hidden in training, and never read either.
+_MASKS = ("masked_spec_embed", "mask_token")
 # By any of which it is known that such a thing lies in a folder.
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _TOKENISERS = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
@@ -124,7 +127,12 @@ def _locate(name: str, weights: bool) -> tuple[Path, str]:
         raise BackboneError(
             f"There is no folder {name}", "", "Give an existing folder as hf:FOLDER, or a model of the hub as hf:ID"
         ) from error
-    folder = _cached(repository, revision, weights) or _download(repository, revision)
+    cached = _cached(repository, revision, weights)
+    folder = cached or _download(repository, revision, FILES)
+    if cached and not any((cached / file).is_file() for file in (*_PROCESSORS, *_TOKENISERS)):
+        # Whoever loaded the model alone has no processor or tokeniser there yet.
+        with suppress(BackboneError):
+            _download(repository, folder.name, _SETTINGS)
     if weights and not _has_weights(folder):
         raise BackboneError(
             f"{repository} has no safetensors weights", "Other formats could run code and are not read", _SAFE
@@ -158,7 +166,7 @@ def _cached(repository: str, revision: str, weights: bool) -> Path | None:
     return folder if (folder / "config.json").is_file() and (not weights or _has_weights(folder)) else None
 
 
-def _download(repository: str, revision: str) -> Path:
+def _download(repository: str, revision: str, files: tuple[str, ...]) -> Path:
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -169,7 +177,7 @@ def _download(repository: str, revision: str) -> Path:
         raise BackboneError(error.what, error.why, _WAYS_OUT) from error
     try:
         with download.impatient(offline=False):
-            return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(FILES)))
+            return Path(snapshot_download(repository, revision=revision or None, allow_patterns=list(files)))
     except Exception as error:
         fix = _WAYS_OUT
         if isinstance(error, GatedRepoError):
@@ -177,7 +185,7 @@ def _download(repository: str, revision: str) -> Path:
         elif isinstance(error, RepositoryNotFoundError | RevisionNotFoundError):
             fix = "Check its name and revision; a private one needs hf auth login, a folder has to exist"
         raise BackboneError(
-            f"{repository!r} could not be fetched from {constants.ENDPOINT}", _one_line(error), fix
+            f"{repository!r} could not be fetched from {constants.ENDPOINT}", one_line(error), fix
         ) from error
 
 
@@ -190,7 +198,7 @@ def _unloadable(name: str, folder: Path, error: Exception) -> BackboneError:
         )
     return BackboneError(
         f"{name!r} could not be loaded",
-        _one_line(error),
+        one_line(error),
         f"Check that {folder} is whole and that this version of transformers knows the architecture",
     )
 
@@ -199,7 +207,11 @@ def _refuse_missing(name: str, model: nn.Module, missing: set[str]) -> None:
     """Raise ``BackboneError`` if parts that are read have no weights; transformers would leave them random."""
     inside = "vision_model." if _vision_tower(model) is not None else ""
     needed = sorted(
-        key for key in missing if key.startswith(inside) and key.removeprefix(inside).split(".")[0] not in HEADS
+        key
+        for key in missing
+        if key.startswith(inside)
+        and key.removeprefix(inside).split(".")[0] not in HEADS
+        and key.rpartition(".")[2] not in _MASKS
     )
     if needed:
         shown = ", ".join(needed[:3]) + (", ..." if len(needed) > 3 else "")
@@ -224,10 +236,6 @@ def _quiet() -> Iterator[None]:
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()
-
-
-def _one_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 # Towers
@@ -261,11 +269,14 @@ def tower(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
             "It takes sequences of patches of changing size (NaFlex), not images",
             "Open the version of fixed resolution, for example google/siglip2-base-patch16-224",
         )
-    if "noise" in takes and getattr(getattr(part, "config", None), "mask_ratio", None):
+    # Hiera hides patches before its decoder alone.
+    hides = getattr(getattr(part, "config", None), "mask_ratio", None)
+    if "noise" in takes and hides and getattr(getattr(part, "embeddings", None), "is_mae", True):
+        vit = type(model).__name__.startswith("ViTMAE")
         raise BackboneError(
             f"{type(model).__name__} cannot be probed",
             "It hides most patches at random, others on every call",
-            "Open its encoder alone: transformers.ViTModel.from_pretrained(ID)",
+            f"Open its encoder alone, without hiding{': transformers.ViTModel.from_pretrained(ID)' if vit else ''}",
         )
     return part, notes
 
@@ -302,8 +313,7 @@ def preprocessing_of(model: nn.Module) -> tuple[Reader, tuple[str, ...]]:
     if takes == "input_ids":
         tokeniser = _beside(folder, "AutoTokenizer", _TOKENISERS)
         if tokeniser is not None:
-            most = getattr(getattr(part, "config", None), "max_position_embeddings", None) or MAX_LENGTH
-            return TextPreprocessing(tokeniser, max_length=min(most, MAX_LENGTH)), ()
+            return TextPreprocessing(tokeniser, max_length=min(_positions(part) or MAX_LENGTH, MAX_LENGTH)), ()
         raise _alone(model, "token numbers, and its tokeniser", "TextPreprocessing(tokeniser)")
     if takes in ("input_values", "input_features"):
         extractor = _beside(folder, "AutoFeatureExtractor", _PROCESSORS)
@@ -311,6 +321,15 @@ def preprocessing_of(model: nn.Module) -> tuple[Reader, tuple[str, ...]]:
             return AudioPreprocessing(extractor), ()
         raise _alone(model, "sounds, and its feature extractor", "AudioPreprocessing(extractor)")
     raise BackboneError(f"{type(model).__name__} takes {takes}, which is neither images, texts nor sounds")
+
+
+def _positions(part: nn.Module) -> int | None:
+    """How many tokens a model of texts has positions for, None where it does not say."""
+    most = getattr(getattr(part, "config", None), "max_position_embeddings", None)
+    tables = (table for name, table in part.named_modules() if name.rpartition(".")[2] == "position_embeddings")
+    padding = getattr(next(tables, None), "padding_idx", None)
+    # RoBERTa and its kin count from behind the position of padding.
+    return most if most is None or padding is None else most - padding - 1
 
 
 def _alone(model: nn.Module, wants: str, given: str) -> BackboneError:
@@ -334,7 +353,7 @@ def _beside(folder: Path | None, loader: str, files: tuple[str, ...]) -> Any:
         kind = {"AutoImageProcessor": "image processor", "AutoTokenizer": "tokeniser"}.get(loader, "feature extractor")
         raise BackboneError(
             f"The {kind} in {folder} could not be loaded",
-            _one_line(error),
+            one_line(error),
             "Save it there again, or pass preprocessing=",
         ) from error
 

@@ -12,8 +12,9 @@ from dna_probe.images.preprocessing import INTERPOLATIONS, Preprocessing
 OWN_PREPROCESSING = "Pass preprocessing=Preprocessing(...), or wrap the model in a factory file.py:factory"
 # Those that change nothing which a backbone sees, or that are mapped below.
 _STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb", "do_reduce_labels")
+# Settings by which processors of some families do what others do not.
+_OTHERS = ("crop_pct", "include_top", "keep_aspect_ratio", "rescale_offset", "size_divisor")
 _NAMES = {int(value): name for name, value in INTERPOLATIONS.items()}
-_ODD = "an image whose margin is odd is cropped up to one pixel beside where its processor would crop it"
 
 Triple = tuple[float, float, float]
 
@@ -33,15 +34,18 @@ def read_processor(processor: Any) -> tuple[Preprocessing, tuple[str, ...]]:
     others = [step for step, wanted in settings.items() if step.startswith("do_") and wanted and step not in _STEPS]
     if others:
         raise _unlike(kind, f"It does {' and '.join(others)}")
+    own = [name for name in _OTHERS if settings.get(name) and not (name == "crop_pct" and kind.startswith("ConvNext"))]
+    if own or kind.startswith("Levit"):
+        raise _unlike(kind, f"It goes by {' and '.join(own) or 'a rule of its own'}")
     if not settings.get("do_resize"):
         raise _unlike(kind, "It does not resize")
     try:
-        size, mode, crop_pct, notes = _geometry(kind, settings)
+        geometry, notes = _geometry(kind, settings)
         mean, std = _normalisation(settings)
         interpolation = _NAMES[int(settings["resample"])] if settings.get("resample") is not None else "bilinear"
     except (KeyError, TypeError, ValueError) as error:
         raise _unlike(kind, f"Its settings are none that are known here ({error!r})") from error
-    return Preprocessing(size, crop_pct, mode, interpolation, mean, std), notes
+    return Preprocessing(**geometry, interpolation=interpolation, mean=mean, std=std), notes
 
 
 def _normalisation(settings: Mapping[str, Any]) -> tuple[Triple, Triple]:
@@ -54,30 +58,38 @@ def _normalisation(settings: Mapping[str, Any]) -> tuple[Triple, Triple]:
     return (mean[0] / scale, mean[1] / scale, mean[2] / scale), (std[0] / scale, std[1] / scale, std[2] / scale)
 
 
-def _geometry(kind: str, settings: Mapping[str, Any]) -> tuple[tuple[int, int], str, float, tuple[str, ...]]:
-    """Input size, crop mode, crop share and notes."""
+def _geometry(kind: str, settings: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What ``Preprocessing`` has to know of sizes and crops, and notes."""
+
+    def crops(cut: tuple[int, int], resized: int, mode: str = "center", rounding: str = "down") -> dict[str, Any]:
+        share = _share(cut[0], resized)
+        return {"input_size": cut, "crop_pct": share, "crop_mode": mode, "crop_rounding": rounding}
+
     size = dict(settings["size"])
     crop = dict(settings["crop_size"]) if settings.get("do_center_crop") else None
     short = size.get("shortest_edge")
     if kind.startswith("ConvNext") and short:  # which crops by itself, and only small images
         if short >= 384:
-            return (short, short), "squash", 1.0, ()
-        return (short, short), "center", _share(short, int(short / settings["crop_pct"])), (_ODD,)
+            return crops((short, short), short, "squash", "even"), ()
+        return crops((short, short), int(short / settings["crop_pct"])), ()
     if set(size) == {"height", "width"}:
         resized = int(size["height"]), int(size["width"])
         cut = (int(crop["height"]), int(crop["width"])) if crop else resized
         share = _share(cut[0], resized[0]) if cut[0] <= resized[0] else 0.0
         if not share or math.floor(cut[1] / share) != resized[1]:
             raise _unlike(kind, f"It resizes to {resized[0]} x {resized[1]} and crops {cut[0]} x {cut[1]}")
-        return cut, "squash", share, (_ODD,) if (resized[0] - cut[0]) % 2 or (resized[1] - cut[1]) % 2 else ()
+        odd = (resized[0] - cut[0]) % 2 or (resized[1] - cut[1]) % 2
+        return crops(cut, resized[0], "squash", "down" if odd else "even"), ()
     if set(size) != {"shortest_edge"} or not short:
         raise _unlike(kind, f"It resizes to {', '.join(f'{key} = {value}' for key, value in size.items())}")
     if crop is None:
-        return (short, short), "center", 1.0, (f"{kind} does not crop: the square in the centre is read",)
+        return crops((short, short), short, rounding="even"), (
+            f"{kind} does not crop: the square in the centre is read",
+        )
     cut = int(crop["height"]), int(crop["width"])
     if cut[0] != cut[1] or cut[0] > short:
         raise _unlike(kind, f"It crops {cut[0]} x {cut[1]} from a shortest edge of {short}")
-    return cut, "center", _share(cut[0], short), (_ODD,)
+    return crops(cut, short), ()
 
 
 def _share(cut: int, resized: int) -> float:

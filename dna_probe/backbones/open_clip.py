@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from dna_probe.backbones import download, plain, timm
-from dna_probe.errors import BackboneError, unknown_name
+from dna_probe.errors import BackboneError, one_line, unknown_name
 from dna_probe.images.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -17,10 +17,6 @@ if TYPE_CHECKING:
 PREFIX = "open_clip:"
 _URL_CACHE = Path("~/.cache/clip")
 _CROP_MODES = {"shortest": "center", "longest": "border", "squash": "squash"}
-_WAYS_OUT = (
-    "Give local weights (--weights FILE, weights=FILE), use 'nano', which needs no network, "
-    "or take untrained weights (--random-weights, random_weights=True)"
-)
 
 
 def is_own(model: nn.Module) -> bool:
@@ -50,10 +46,11 @@ def build(name: str, weights: str | Path | None, random_weights: bool) -> nn.Mod
     tags = open_clip.list_pretrained_tags_by_model(architecture)
     if tag and tag not in tags:
         raise unknown_name(f"pretrained tag of {architecture}", tag, tags, BackboneError)
+    stated = open_clip.get_pretrained_cfg(architecture, tag) if tag else {}
     if weights is not None or random_weights:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(timm.SEED)
-            model = _create(open_clip, name, architecture, None)
+            model = _create(open_clip, name, architecture, stated)
         if weights is not None:
             load(model, weights)
         return model.eval()
@@ -61,30 +58,36 @@ def build(name: str, weights: str | Path | None, random_weights: bool) -> nn.Mod
         raise BackboneError(
             f"{name!r} does not say which weights", f"Known: {', '.join(tags) or 'none'}", f"Write {name}/TAG"
         )
-    stated = open_clip.get_pretrained_cfg(architecture, tag)
     place = _place(stated)
     cached = (_URL_CACHE.expanduser() / place.file_name).is_file() if place.url else download.is_cached(place)
     if not cached:
         try:
             download.require_server(name, place)
         except BackboneError as error:
-            raise BackboneError(error.what, error.why, _WAYS_OUT) from error
+            raise BackboneError(error.what, error.why, download.WAYS_OUT) from error
     with download.impatient(offline=cached):
-        return _create(open_clip, name, architecture, tag).eval()
+        return _create(open_clip, name, architecture, stated, tag).eval()
 
 
-def _create(open_clip: Any, name: str, architecture: str, tag: str | None) -> nn.Module:
+def _create(
+    open_clip: Any, name: str, architecture: str, stated: Mapping[str, Any], pretrained: str | None = None
+) -> nn.Module:
+    """The model as a tag states it: with its activation, which open_clip leaves to the caller, and its pixels."""
     import logging
 
     silenced = logging.root.manager.disable
     # It warns on the root logger of what was asked for: random weights.
     logging.disable(max(silenced, logging.WARNING))
     try:
-        return open_clip.create_model(architecture, pretrained=tag, pretrained_text=False)
+        return open_clip.create_model(
+            architecture,
+            pretrained=pretrained,
+            pretrained_text=False,
+            force_quick_gelu=bool(stated.get("quick_gelu")),
+            force_preprocess_cfg=dict(stated),
+        )
     except Exception as error:
-        raise BackboneError(
-            f"{name!r} could not be loaded", f"{type(error).__name__}: {' '.join(str(error).split())[:200]}", _WAYS_OUT
-        ) from error
+        raise BackboneError(f"{name!r} could not be loaded", one_line(error), download.WAYS_OUT) from error
     finally:
         logging.disable(silenced)
 

@@ -14,7 +14,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from dna_probe.backbones.discovery import TRIAL_BATCH, Fired, Layers, Sites
-from dna_probe.errors import BackboneError, SiteError
+from dna_probe.errors import BackboneError, SiteError, one_line
 from dna_probe.hooks import eager_attention, frozen
 from dna_probe.sites import Site, resolve_site
 
@@ -221,8 +221,11 @@ def inside(model: nn.Module, takes: str | None = None) -> nn.Module:
         takes: the modality of what it is given, if that is known.
 
     Raises:
-        BackboneError: the model does not run in this process, or its tower takes no plain images.
+        BackboneError: the model does not run in this process, its tower takes no plain images, or it is what
+            ``as_hooked`` gave.
     """
+    if type(model).__module__ == __name__:
+        raise BackboneError("This is what as_hooked made of a backbone", "", "Give the backbone itself")
     if not is_bridge(model):
         return model
     vision = model._modules.get("vision_encoder")
@@ -245,7 +248,11 @@ def inside(model: nn.Module, takes: str | None = None) -> nn.Module:
 
 
 def preprocessing_of(model: nn.Module) -> tuple[Reader, tuple[str, ...]]:
-    """That of the bridge's tokeniser, or what ``huggingface.preprocessing_of`` finds for the model or tower inside."""
+    """That of the bridge's tokeniser, or what ``huggingface.preprocessing_of`` finds for the model or tower inside.
+
+    Raises:
+        BackboneError: as ``inside`` and ``huggingface.preprocessing_of``, or it is no bridge nor a part of one.
+    """
     from dna_probe.backbones import huggingface
     from dna_probe.texts.preprocessing import TextPreprocessing
 
@@ -253,6 +260,12 @@ def preprocessing_of(model: nn.Module) -> tuple[Reader, tuple[str, ...]]:
     tokeniser: Any = model.tokenizer if is_bridge(model) else None
     if tokeniser is not None and not is_own(part):
         return TextPreprocessing(tokeniser), ()
+    if is_own(part) and not hasattr(part, "original_component"):
+        raise BackboneError(
+            f"{type(model).__name__} does not say what it takes",
+            "It is of TransformerLens and no bridge of a model of transformers",
+            "Pass preprocessing=, for example TextPreprocessing(tokeniser), or open the model as tl:ID",
+        )
     return huggingface.preprocessing_of(part.original_component if is_own(part) else part)
 
 
@@ -390,7 +403,7 @@ def bridge(model: nn.Module) -> Any:
         with eager_attention(model):
             return build_bridge_from_module(whole, type(whole).__name__, hf_config=whole.config)
     except Exception as error:
-        raise _unbridged(kind, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}") from error
+        raise _unbridged(kind, one_line(error)) from error
 
 
 def _with_head(model: nn.Module, factory: Any) -> nn.Module | None:

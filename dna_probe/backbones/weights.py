@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dna_probe.errors import BackboneError
+from dna_probe.errors import BackboneError, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -131,11 +131,8 @@ def _read_checkpoint(path: Path) -> Any:
             "Save only model.state_dict(), best as .safetensors",
         ) from error
     except Exception as error:
-        text = " ".join(str(error).split())[:200]
         raise BackboneError(
-            f"{path} cannot be read",
-            f"{type(error).__name__}: {text}",
-            "Copy it again, or save model.state_dict() anew",
+            f"{path} cannot be read", one_line(error), "Copy it again, or save model.state_dict() anew"
         ) from error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
@@ -16,6 +16,8 @@ from dna_probe.errors import DataError, unknown_name
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CROP_MODES = ("center", "squash", "border")
+# Where the margin around a crop is odd: to the even side as torchvision does, or down as transformers does.
+CROP_ROUNDINGS: dict[str, Callable[[float], int]] = {"even": round, "down": math.floor}
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -35,6 +37,7 @@ class Preprocessing:
     The image is resized (Pillow, anti-aliased) so that a crop of `input_size` (height, width) takes `crop_pct` of it:
     "center" keeps the aspect ratio and fits the short side, "squash" does not keep it, "border" keeps it, fits the long
     side and pads with the mean colour. Then the centre is cropped, divided by 255, and normalised by `mean` and `std`.
+    Half of an odd margin is rounded by `crop_rounding`: to the "even" side, as by timm, or "down", as by transformers.
     """
 
     input_size: tuple[int, int] = (224, 224)
@@ -43,6 +46,7 @@ class Preprocessing:
     interpolation: str = "bicubic"
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    crop_rounding: str = "even"
     modality: ClassVar[str] = "image"
 
     def __post_init__(self):
@@ -56,6 +60,8 @@ class Preprocessing:
             raise unknown_name("crop mode", str(self.crop_mode), CROP_MODES, DataError)
         if self.interpolation not in INTERPOLATIONS:
             raise unknown_name("interpolation", str(self.interpolation), INTERPOLATIONS, DataError)
+        if self.crop_rounding not in CROP_ROUNDINGS:
+            raise unknown_name("crop rounding", str(self.crop_rounding), CROP_ROUNDINGS, DataError)
         for field in ("mean", "std"):
             values = tuple(float(value) for value in getattr(self, field))
             values = values * 3 if len(values) == 1 else values
@@ -95,7 +101,7 @@ class Preprocessing:
         if (width, height) != image.size:
             image = image.resize((width, height), INTERPOLATIONS[self.interpolation])
         fill = tuple(round(255 * value) for value in self.mean) if self.crop_mode == "border" else (0, 0, 0)
-        return _centre_crop(image, self.input_size, fill)
+        return _centre_crop(image, self.input_size, fill, CROP_ROUNDINGS[self.crop_rounding])
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         rows, columns = (math.floor(side / self.crop_pct) for side in self.input_size)
@@ -111,8 +117,11 @@ class Preprocessing:
         return max(1, round(width / ratio)), max(1, round(height / ratio))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers, strings and lists."""
-        return json.loads(json.dumps(asdict(self)))
+        """Plain numbers, strings and lists; the usual rounding of crops is left out."""
+        values = json.loads(json.dumps(asdict(self)))
+        if self.crop_rounding == "even":
+            del values["crop_rounding"]
+        return values
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any] | str) -> Preprocessing:
@@ -139,7 +148,9 @@ class Preprocessing:
         )
 
 
-def _centre_crop(image: Image.Image, size: tuple[int, int], fill: tuple[int, ...]) -> Image.Image:
+def _centre_crop(
+    image: Image.Image, size: tuple[int, int], fill: tuple[int, ...], whole: Callable[[float], int]
+) -> Image.Image:
     rows, columns = size
     if image.width < columns or image.height < rows:
         padded = Image.new("RGB", (max(image.width, columns), max(image.height, rows)), fill)
@@ -147,5 +158,5 @@ def _centre_crop(image: Image.Image, size: tuple[int, int], fill: tuple[int, ...
         image = padded
     if image.size == (columns, rows):
         return image
-    top, left = round((image.height - rows) / 2), round((image.width - columns) / 2)
+    top, left = whole((image.height - rows) / 2), whole((image.width - columns) / 2)
     return image.crop((left, top, left + columns, top + rows))

@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from dna_probe.attention import summarise_pattern
+from dna_probe.backbones import contract, open_backbone
 from dna_probe.backbones.contract import Backbone, hash_state
 from dna_probe.errors import BackboneError, SiteError
-from dna_probe.hooks import first_tensor, frozen, nth_tensor
+from dna_probe.hooks import frozen, nth_tensor
 from dna_probe.images.preprocessing import Preprocessing
 from dna_probe.sites import Reading, patch_tokens
 
-from .zoo import ATTENTION, CASES, TIMM, backbone_of, model_of, pixels_for
+from .zoo import ATTENTION, CASES, TIMM, TokenModel, backbone_of, model_of, pixels_for
 
 
 def state_of(model: nn.Module) -> dict:
@@ -49,7 +50,7 @@ def evaluated(model: nn.Module, pixels: torch.Tensor) -> torch.Tensor:
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     with torch.no_grad():
-        output = first_tensor(model(pixels))
+        output = nth_tensor(model(pixels), 0)
     for module, flag in flags:
         module.training = flag
     return output
@@ -152,9 +153,9 @@ def test_output_is_bit_identical_under_hooks(backbone):
     pixels = pixels_for(backbone, 3)
     visit = {name: lambda _: None for name in sites_but_patterns(backbone)}
     with torch.no_grad(), backbone.visiting(visit, stop=False) as run:
-        output = first_tensor(run(pixels))
+        output = nth_tensor(run(pixels), 0)
     with torch.no_grad(), frozen(backbone.module):
-        torch.testing.assert_close(output, first_tensor(backbone.module(pixels)), rtol=0, atol=0)
+        torch.testing.assert_close(output, nth_tensor(backbone.module(pixels), 0), rtol=0, atol=0)
     # torch's linear layers may round differently once parameters need no gradient, hooks or not.
     exact = backbone not in (backbone_of("torchvision_vit"), backbone_of("davit"))
     torch.testing.assert_close(output, evaluated(backbone.module, pixels), rtol=0, atol=0 if exact else 1e-5)
@@ -189,7 +190,7 @@ def test_edit_reaches_the_output(backbone):
     pixels = pixels_for(backbone, 3)
     for site in (backbone.layers[0], backbone.mlp(0) or backbone.layers[-1]):
         with torch.no_grad(), backbone.visiting({site.name: lambda a: torch.zeros_like(a)}, stop=False) as run:
-            edited = first_tensor(run(pixels))
+            edited = nth_tensor(run(pixels), 0)
         assert not torch.allclose(edited, evaluated(backbone.module, pixels))
 
 
@@ -236,6 +237,16 @@ def test_hash_sees_one_bit_and_nothing_else(backbone):
     assert hash_state(twin.module.state_dict()) == twin.weight_hash
     assert twin.identity()["weight_hash"] == twin.weight_hash
     assert twin.identity()["spec"] is None
+
+
+def test_weights_are_hashed_once_for_as_long_as_they_stay(monkeypatch):
+    backbone, hashed = open_backbone(TokenModel()), []
+    monkeypatch.setattr(contract, "hash_state", lambda state: hashed.append(1) or hash_state(state))
+    assert backbone.weight_hash == backbone.weight_hash == hash_state(backbone.module.state_dict())
+    assert len(hashed) == 1
+    backbone.module.head.bias = nn.Parameter(torch.ones(5))
+    assert backbone.weight_hash == hash_state(backbone.module.state_dict())
+    assert len(hashed) == 2
 
 
 def test_deep_copies_are_read_alike_and_apart(backbone):
@@ -477,6 +488,9 @@ def test_unknown_or_no_sites():
         backbone.capture(pixels_for(backbone, 1), ["blocks.0.hook_resid_post", "blocks.1.hook_resid_pos"])
     with pytest.raises(SiteError, match=r"No sites were asked for. Name at least one, for example blocks.2"):
         backbone.capture(pixels_for(backbone, 1), [])
+    message = r"A batch is one tensor, not a dictionary. Give inputs\['pixel_values'\] or inputs\['input_ids'\]"
+    with pytest.raises(SiteError, match=message):
+        backbone.capture({"pixel_values": pixels_for(backbone, 1)}, list(backbone.sites))
 
 
 def test_one_name_and_arrays_are_taken_too():

@@ -8,6 +8,7 @@ from dna_probe.backbones import open_backbone
 from dna_probe.errors import BackboneError
 
 SOURCE = """
+import dna_probe
 from torch import nn
 
 SIZE = 32
@@ -26,11 +27,19 @@ def build():
 def fails():
     raise FileNotFoundError("weights.pth is gone")
 
+def several():
+    raise ValueError("one line\\n  and another")
+
 def wrong():
     return {"model": 1}
 
 def needs(path):
     return Net()
+
+def opened():
+    net = Net()
+    del net.pretrained_cfg
+    return dna_probe.open_backbone(net)
 """
 
 
@@ -77,13 +86,19 @@ def test_random_weights_and_local_weights(file, tmp_path):
     assert "untrained control" in control.notes[0]
 
 
+def test_a_backbone_from_a_factory_keeps_its_notes(file):
+    note = "the model states no preprocessing: 224 x 224, crop 0.875, bicubic, ImageNet mean and deviation assumed"
+    assert open_backbone(f"{file}:opened").notes == (note,)
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
         (":biuld", r"Unknown factory 'biuld'. Did you mean 'build'.*File .*timm.py"),
-        (":nn", r"Unknown factory 'nn'. Known: Net, build, fails, wrong, needs"),
+        (":nn", r"Unknown factory 'nn'. Known: Net, build, fails, several, wrong, needs, opened"),
         ("", r"names no function. Write it as .*timm.py:factory"),
         (":fails", r"timm.py:fails\(\) failed. FileNotFoundError: weights.pth is gone. Call it in Python"),
+        (":several", r"timm.py:several\(\) failed. ValueError: one line and another. Call it in Python"),
         (":wrong", r"timm.py:wrong\(\) returned dict. A factory has to return a torch.nn.Module, or a Backbone"),
         (":needs", r"timm.py:needs\(\) failed. TypeError: .*missing 1 required positional argument"),
     ],

@@ -132,15 +132,6 @@ class TestSites:
         )
         assert backbone_of("hf_siglip_two_towers").notes[-1] == "of SiglipModel the tower for images is probed"
 
-
-def _parts(config):
-    return config.text_config, config.vision_config
-
-
-def _interrupt(seen, model):
-    seen.append(model.vision_model.config._attn_implementation)
-    raise KeyboardInterrupt
-
     def test_the_encoder_of_an_encoder_and_decoder_is_probed(self):
         torch.manual_seed(0)
         small = {"d_model": 24, "num_layers": 3, "num_heads": 3, "d_kv": 8, "d_ff": 48, "vocab_size": 60}
@@ -156,6 +147,15 @@ def _interrupt(seen, model):
         part.set_attn_implementation("eager")
         expected = part.eval()(inputs, output_attentions=True).attentions[1]
         torch.testing.assert_close(captured, expected.detach(), rtol=0, atol=1e-6)
+
+
+def _parts(config):
+    return config.text_config, config.vision_config
+
+
+def _interrupt(seen, model):
+    seen.append(model.vision_model.config._attn_implementation)
+    raise KeyboardInterrupt
 
 
 class Sequences:
@@ -267,7 +267,6 @@ def picture(width: int, height: int) -> Image.Image:
 
 
 class TestProcessors:
-    # After the resize the margins are even; an odd one is a note.
     @pytest.mark.parametrize("size", [(64, 64), (152, 76), (76, 152)])
     @pytest.mark.parametrize("name", PROCESSORS)
     def test_pixels_are_those_of_the_processor(self, name, size):
@@ -289,13 +288,20 @@ class TestProcessors:
             levels = np.abs(preprocessing(image) - expected) * np.asarray(preprocessing.std)[:, None, None] * 255
             assert levels.max() < 2.1
 
-    def test_odd_margins_are_a_note(self):
-        kind, settings = PROCESSORS["dinov2"]
-        _, notes = read_processor(getattr(transformers, kind)(**settings))
-        assert notes == (
-            "an image whose margin is odd is cropped up to one pixel beside where its processor would crop it",
-        )
-        assert read_processor(transformers.ViTImageProcessorPil())[1] == ()
+    @pytest.mark.parametrize("margin", range(1, 8))
+    def test_odd_margins_are_halved_as_by_the_processor(self, margin):
+        """Of a wide image, and of one that is squashed before the crop."""
+        wide, side = picture(32 + margin, 32), {"height": 32, "width": 32}
+        before = {"height": 32 + margin, "width": 32 + margin}
+        clip = transformers.CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=side)
+        squashed = transformers.DeiTImageProcessorPil(size=before, crop_size=side)
+        for processor in (clip, squashed):
+            preprocessing, notes = read_processor(processor)
+            expected = processor(wide, return_tensors="np")["pixel_values"][0]
+            np.testing.assert_allclose(preprocessing(wide), expected, rtol=0, atol=1e-5)
+            assert not notes
+        # Said only where it may change a pixel: what was cached and saved without it stays.
+        assert ("crop_rounding" in preprocessing.to_json()) == (margin % 2 == 1)
 
     def test_the_size_before_the_crop_is_kept_for_all_sizes(self):
         for short in range(33, 700):
@@ -322,6 +328,9 @@ class TestProcessors:
                 "It resizes to 36 x 48 and crops 32 x 32",
             ),
             ("ViTImageProcessorPil", {"image_mean": [0.5]}, "Its settings are none that are known here"),
+            ("LevitImageProcessorPil", {}, "What LevitImageProcessorPil does .* It goes by a rule of its own"),
+            ("PoolFormerImageProcessorPil", {}, "It goes by crop_pct"),
+            ("EfficientNetImageProcessorPil", {"rescale_offset": True}, "It goes by include_top and rescale_offset"),
         ],
     )
     def test_what_cannot_be_done_is_an_error(self, kind, settings, message):
@@ -426,6 +435,25 @@ class TestNames:
         backbone = open_backbone("hf:someone/vit")
         assert (backbone.name, backbone.spec) == ("hf:someone/vit", f"hf:someone/vit@{commit}")
         assert backbone.weight_hash == open_backbone(backbone.spec).weight_hash
+        # Without its processor, as who loads the model alone leaves it, the rest is fetched; else it is done without.
+        asked = []
+        processor = folder / "snapshots" / commit / "preprocessor_config.json"
+        processor.rename(tmp_path / "kept.json")
+        monkeypatch.setattr(download, "require_server", lambda *_: asked.append("server") or _out_of_reach(*_))
+        assert "the model states no preprocessing" in open_backbone("hf:someone/vit").notes[0]
+        assert asked == ["server"]
+
+        def fetch(name, revision, local_files_only=False, allow_patterns=()):
+            if not local_files_only:
+                assert revision == commit and not any("safetensors" in pattern for pattern in allow_patterns)
+                (tmp_path / "kept.json").rename(processor)
+            return str(processor.parent)
+
+        with monkeypatch.context() as reachable:
+            reachable.setattr(download, "require_server", lambda *_: None)
+            reachable.setattr("huggingface_hub.snapshot_download", fetch)
+            fetched = open_backbone("hf:someone/vit")
+        assert fetched.preprocessing == backbone.preprocessing and not fetched.notes
         # Half a download counts for none.
         (folder / "snapshots" / commit / "model.safetensors").unlink()
         monkeypatch.setattr(download, "require_server", _out_of_reach)
@@ -450,6 +478,18 @@ def test_texts_and_sounds_are_read_by_what_lies_beside_the_model(kind, tmp_path)
     if kind == "text":
         assert backbone.preprocessing.max_length == 64
         assert backbone.preprocessing.load("the fox jumps", "").tolist() == reader("the fox jumps")["input_ids"]
+
+
+def test_roberta_has_fewer_positions_than_its_table_has_rows(tmp_path):
+    settings = {**TEXT, "num_attention_heads": 4, "pad_token_id": 1, "max_position_embeddings": 34}
+    model = made("RobertaModel", "RobertaConfig", **settings)()
+    model.save_pretrained(tmp_path)
+    tokeniser = tiny_language.tokeniser()
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokeniser.backend_tokenizer).save_pretrained(tmp_path)
+    backbone = open_backbone(f"hf:{tmp_path}")
+    assert backbone.preprocessing.max_length == 32
+    assert len(backbone.preprocessing.load("fox " * 99)) == 32
+    backbone.capture(backbone.preprocessing.load("fox " * 99)[None], [backbone.layers[-1].name])
 
 
 class TestErrors:
@@ -490,6 +530,16 @@ class TestErrors:
         save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
         with pytest.raises(BackboneError, match=r"does not fit ViTModel. 1 tensors are missing \(layers.2.mlp.fc1"):
             open_backbone(f"hf:{tmp_path}")
+
+    def test_what_stands_for_hidden_parts_in_training_may_be_missing(self, tmp_path):
+        from safetensors.torch import load_file, save_file
+
+        tiny_language.wav2vec2().save_pretrained(tmp_path)
+        tiny_language.waveform_extractor().save_pretrained(tmp_path)
+        state = load_file(tmp_path / "model.safetensors")
+        assert state.pop("masked_spec_embed") is not None
+        save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
+        assert open_backbone(f"hf:{tmp_path}").layers
 
     def test_code_of_a_repository_is_never_run(self, tmp_path):
         saved(tmp_path)
@@ -549,6 +599,12 @@ class TestErrors:
         mae = made("ViTMAEModel", "ViTMAEConfig", **VISION)
         with pytest.raises(BackboneError, match=r"It hides most patches at random, others on every call. Open its enc"):
             open_backbone(mae())
+        hiera = {"embed_dim": 8, "image_size": [64, 64], "depths": [1, 1, 2, 1], "num_heads": [1, 1, 2, 2]}
+        decoder = {"decoder_hidden_size": 8, "decoder_depth": 1, "decoder_num_heads": 1}
+        message = r"It hides most patches at random, others on every call. Open its encoder alone, without hiding.$"
+        with pytest.raises(BackboneError, match=message):
+            open_backbone(made("HieraForPreTraining", "HieraConfig", **hiera, **decoder)())
+        assert open_backbone(made("HieraModel", "HieraConfig", **hiera)()).depth == 5
         naflex = made("Siglip2VisionModel", "Siglip2VisionConfig", **{**VISION, "num_patches": 16})
         with pytest.raises(BackboneError, match=r"It takes sequences of patches of changing size \(NaFlex\)"):
             open_backbone(naflex())

@@ -11,7 +11,7 @@ from dna_probe.backbones import download, list_backbones, open_backbone
 from dna_probe.errors import BackboneError
 from dna_probe.images.preprocessing import Preprocessing
 
-from .zoo import ConvModel, TokenBlock, TokenModel, backbone_of, model_of, pixels_for
+from .zoo import ConvModel, TokenBlock, TokenModel, Wrapper, backbone_of, model_of, pixels_for
 
 
 def same_weights(a: nn.Module, b: nn.Module) -> bool:
@@ -97,6 +97,28 @@ def test_random_control_of_a_module_shuffles_a_copy():
 def test_wrong_requests_say_what_to_do(model, options, message):
     with pytest.raises(BackboneError, match=message):
         open_backbone(model, **options)
+
+
+@pytest.mark.parametrize("given", [lambda image: image, Preprocessing, "imagenet"])
+def test_what_is_no_preprocessing_is_refused(given):
+    message = r"A (function|Preprocessing|str) is no preprocessing. Give Preprocessing\(...\), TextPreprocessing"
+    with pytest.raises(BackboneError, match=message):
+        open_backbone(ConvModel(), preprocessing=given)
+
+
+def test_attention_of_torch_is_noted_whatever_it_is_called():
+    class Block(TokenBlock):
+        def __init__(self, width):
+            super().__init__(width)
+            self.mha = nn.MultiheadAttention(width, 2, batch_first=True)
+
+        def forward(self, x):
+            return super().forward(x + self.mha(x, x, x)[0])
+
+    model = TokenModel()
+    model.trunk = nn.ModuleList(Block(24) for _ in range(3))
+    said = "attention that shows no probabilities has no pattern over all patches: energy maps are used instead"
+    assert open_backbone(model).notes[-1] == said
 
 
 def test_absent_cuda_is_an_error(monkeypatch):
@@ -282,6 +304,19 @@ def test_prefix_tokens_of_plain_models():
     assert "the first token is taken for a CLS token" in counted.notes[-1]
     declared = open_backbone(Prefixed(3, declared=3))
     assert (declared.num_prefix_tokens, declared.grid) == (3, (4, 4))
+
+    class Distilled(Prefixed):
+        def __init__(self):
+            super().__init__(1, name="dist_token")
+            self.cls_token = nn.Parameter(torch.randn(1, 1, 24))
+
+        def forward(self, x):
+            x = self.embed(x).flatten(2).transpose(1, 2)
+            before = [token.expand(len(x), -1, -1) for token in (self.cls_token, self.dist_token)]
+            return self.trunk[1](self.trunk[0](torch.cat([*before, x], 1)))
+
+    distilled = open_backbone(Wrapper(Distilled()), preprocessing=Preprocessing((32, 32)))
+    assert (distilled.num_prefix_tokens, distilled.grid, distilled.layers[0].class_token) == (2, (4, 4), True)
     registers = open_backbone(Prefixed(4, name="register_tokens"))
     assert (registers.num_prefix_tokens, registers.layers[0].class_token) == (4, False)
 

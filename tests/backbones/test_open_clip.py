@@ -124,6 +124,25 @@ def test_a_pretrained_tag_goes_through_open_clip(library, tmp_path, monkeypatch)
         open_backbone("open_clip:ViT-tiny-test/mine")
 
 
+def test_a_tag_states_the_activation_and_the_pixels_whatever_the_weights(library, tmp_path, monkeypatch, recwarn):
+    from open_clip.transformer import QuickGELU
+    from safetensors.torch import save_file
+
+    model = library.create_model("ViT-tiny-test", force_quick_gelu=True)
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, tmp_path / "own.safetensors")
+    stated = {"file": str(tmp_path / "own.safetensors"), **STATED, "hf_hub": "someone/tiny/", "quick_gelu": True}
+    monkeypatch.setitem(library.pretrained._PRETRAINED, "ViT-tiny-test", {"mine": stated})
+    monkeypatch.setattr(download, "is_cached", lambda place: True)
+    name, pixels = "open_clip:ViT-tiny-test/mine", torch.zeros(1, 3, 64, 64)
+    for given in ({}, {"weights": tmp_path / "own.safetensors"}, {"random_weights": True}):
+        backbone = open_backbone(name, **given)
+        assert any(isinstance(part, QuickGELU) for part in backbone.module.modules())
+        assert (backbone.preprocessing.mean, backbone.preprocessing.std) == ((0.1, 0.2, 0.3), (0.4, 0.5, 0.6))
+        if "random_weights" not in given:
+            torch.testing.assert_close(backbone.module(pixels), model.eval().visual(pixels))
+    assert not [warning for warning in recwarn if "QuickGELU" in str(warning.message)]
+
+
 def _out_of_reach(name, place):
     raise BackboneError(f"The weights of {name!r} are not in the cache and the server cannot be reached")
 

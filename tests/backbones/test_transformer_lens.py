@@ -268,6 +268,27 @@ def test_a_tower_that_takes_no_images_says_what_can_be_probed():
         Backbone(bridge(QWEN()), images())
 
 
+def test_what_as_hooked_gave_is_no_model(vit):
+    for given in ({}, {"preprocessing": images()}):
+        with pytest.raises(BackboneError, match=r"This is what as_hooked made of a backbone. Give the backbone itself"):
+            open_backbone(as_hooked(vit), **given)
+
+
+def test_a_hooked_module_of_ones_own_says_what_it_takes():
+    class Own(transformer_lens.HookedRootModule):
+        def __init__(self):
+            super().__init__()
+            self.inner = HF_CASES["hf_vit"].make()
+            self.setup()
+
+        def forward(self, x):
+            return self.inner(x)
+
+    with pytest.raises(BackboneError, match=r"Own does not say what it takes. .*Pass preprocessing="):
+        open_backbone(Own())
+    assert open_backbone(Own(), preprocessing=images()).depth == 3
+
+
 def test_a_model_without_an_adapter_says_the_way_out():
     with pytest.raises(BackboneError, match=r"TransformerLens 4\S+ cannot bridge CLIPVisionModel.*\(hf:\.\.\.\)"):
         bridge(HF_CASES["hf_clip"].make())

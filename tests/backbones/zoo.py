@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -11,6 +10,9 @@ from torch import nn
 
 from dna_probe.backbones.contract import Backbone
 from dna_probe.images.preprocessing import Preprocessing
+
+from .cases import CHANNELS, LINEAR, MIXED, POOLED, RESOLUTIONS, UNSEEN, WINDOWS, Case
+from .zoo_huggingface import HF_CASES
 
 
 class TokenBlock(nn.Module):
@@ -59,44 +61,15 @@ class ConvModel(nn.Module):
         return self.fc(self.relu(self.conv2(x)).mean((2, 3)))
 
 
-# What is said of attention without patterns.
-WINDOWS, POOLED = "within windows or grids", "to pooled patches"
-CHANNELS, LINEAR, MIXED = "over channels", "of linear cost", "mixed between heads"
-RESOLUTIONS, UNSEEN = "at several resolutions", "that shows no probabilities"
+class Wrapper(nn.Module):
+    """A model inside another module, as training code holds it."""
 
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.backbone = model
 
-@dataclass(frozen=True)
-class Case:
-    """What a model is and what its backbone must look like.
-
-    ``attention`` is what a note says of attention without patterns, ``attending`` in how many layers where it is not
-    all; ``size`` is given as preprocessing where the model does not say it; ``heads`` is whether there are head sites,
-    None where they go with the patterns; ``intermediates`` how many of the layers timm gives too, None for all.
-    """
-
-    make: Callable[[], nn.Module]
-    layers: int
-    layout: str
-    prefix: int = 0
-    class_token: bool = False
-    mlp: bool = True
-    pattern: bool = True
-    grid: tuple[int, int] | None = None
-    size: int | None = None
-    heads: bool | None = None
-    attention: tuple[str, ...] = ()
-    attending: int | None = None
-    intermediates: int | None = None
-
-    @property
-    def notes(self) -> list[str]:
-        """What the backbone must say of its attention."""
-        if not self.attention:
-            return []
-        where = f"in {self.attending} of {self.layers} layers " if self.attending else ""
-        *others, last = self.attention
-        ways = f"{', '.join(others)}, or {last}" if others else last
-        return [f"{where}attention {ways} has no pattern over all patches: energy maps are used instead"]
+    def forward(self, x):
+        return self.backbone(x)
 
 
 def _timm(name: str, **settings) -> Callable[[], nn.Module]:
@@ -123,6 +96,7 @@ def _squeezenet() -> nn.Module:
 _SMALL = {"img_size": 64, "depth": 3, "embed_dim": 48, "num_heads": 3}
 _PATCH14 = {**_SMALL, "img_size": 56}
 _STAGES = {"depths": (1, 1, 1, 1), "dims": (8, 16, 24, 32)}
+_DEEP = {"depths": (3, 3, 9, 3), "dims": (8, 16, 24, 32)}
 _TOKENS = {"layers": 3, "layout": "tokens", "grid": (4, 4)}
 _VIT = {**_TOKENS, "class_token": True}
 _CNN = {"layout": "nchw", "mlp": False, "pattern": False, "size": 64}
@@ -239,9 +213,11 @@ CASES: dict[str, Case] = {
     "squeezenet": Case(_squeezenet, layers=9, **_CNN),
     "own_tokens": Case(TokenModel, prefix=1, pattern=False, **_VIT),
     "own_convolutions": Case(ConvModel, layers=2, **_CNN),
+    "own_wrapper": Case(lambda: Wrapper(_timm("convnext_atto", **_DEEP)()), layers=4, **_CNN),
 }
 TIMM = [name for name in CASES if not name.startswith(("own", "torchvision", "squeezenet"))]
 ATTENTION = [name for name, case in CASES.items() if case.pattern]
+CASES |= HF_CASES
 
 
 @lru_cache
@@ -272,8 +248,3 @@ def backbone_of(name: str) -> Backbone:
 def pixels_for(backbone: Backbone, count: int, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(count, 3, *backbone.preprocessing.input_size, generator=generator)
-
-
-from .zoo_huggingface import HF_CASES  # noqa: E402 (its cases are made of what is above)
-
-CASES |= HF_CASES

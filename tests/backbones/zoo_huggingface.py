@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from .zoo import Case
+from .cases import UNSEEN, Case
 
 _BLOCKS = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 3}
 VISION = {**_BLOCKS, "image_size": 64, "patch_size": 16}
@@ -53,12 +53,28 @@ HF_CASES: dict[str, Case] = {
     "hf_beit": Case(made("BeitModel", "BeitConfig", **VISION, use_relative_position_bias=True), **_CLASS),
     "hf_ijepa": Case(made("IJepaModel", "IJepaConfig", **VISION), **_VIT),
     "hf_convnext": Case(
-        made("ConvNextModel", "ConvNextConfig", hidden_sizes=[8, 16, 24, 32], depths=[1, 1, 2, 1]),
+        made("ConvNextModel", "ConvNextConfig", hidden_sizes=[8, 16, 24, 32], depths=[3, 3, 9, 3]),
         layers=4,
         layout="nchw",
         mlp=False,
         pattern=False,
         size=64,
+    ),
+    "hf_swin": Case(
+        made(
+            "SwinModel",
+            "SwinConfig",
+            image_size=64,
+            patch_size=2,
+            window_size=2,
+            embed_dim=8,
+            depths=[2, 2, 6, 2],
+            num_heads=[1, 2, 2, 4],
+        ),
+        layers=12,
+        layout="tokens",
+        pattern=False,
+        attention=(UNSEEN,),
     ),
 }
 HF_ATTENTION = [name for name, case in HF_CASES.items() if case.pattern]
