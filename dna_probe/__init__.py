@@ -28,6 +28,7 @@ _HOMES = {
     "Verification": "verification",
     "audit": "evaluation.audit",
     "evaluate": "evaluation.examination",
+    "export": "exporting",
     "fit": "fitting",
     "load": "detector",
     "locate_layers": "location",
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     from dna_probe.errors import DnaProbeError as DnaProbeError
     from dna_probe.evaluation.audit import audit as audit
     from dna_probe.evaluation.examination import evaluate as evaluate
+    from dna_probe.exporting import export as export
     from dna_probe.fitting import fit as fit
     from dna_probe.images.layouts import read_images as read_images
     from dna_probe.images.probe_set import probe_set as probe_set

@@ -145,7 +145,7 @@ def require_resolvable(target_fpr: float, reals: int) -> None:
     needed = int(np.ceil(1 / target_fpr - 1 - 1e-9))
     if reals < needed:
         raise DataError(
-            f"A false positive rate of {target_fpr:g} needs at least {needed} real training images, "
+            f"A false positive rate of {target_fpr:g} needs at least {needed} real training samples, "
             f"and there are {reals}",
             "The threshold is set on them, each scored by a classifier that did not see it",
             f"Give {needed - reals} more, or ask for {1 / (reals + 1):.2g} or above",
@@ -221,7 +221,7 @@ class AnchorClassifier:
         groups = [str(i) for i in range(len(labels))] if groups is None else groups
         counted = np.ones(len(labels), bool) if counted is None else counted
         if set(np.unique(labels)) != {0, 1}:
-            raise DataError("The classifier needs images of both classes", fix="Give real (0) and fake (1) images")
+            raise DataError("The classifier needs samples of both classes", fix="Give real (0) and fake (1) ones")
         require_finite(values, "activation")
         self.strength_ = self.choose_strength(values, labels, groups)
         self._arrays = _export(self.build().fit(values, labels))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,12 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dna_probe.anchor import AnchorClassifier
-from dna_probe.collection import NoReadableImage, Options, collect_features
+from dna_probe.collection import NoReadableImage, Options, collect_features, progress_bar, require_modality
 from dna_probe.errors import ArtefactError, BackboneError, DataError, DnaProbeError
+from dna_probe.images.archives import Member
+from dna_probe.images.layouts import ArchivedSample
+from dna_probe.images.reading import name_of
 from dna_probe.images.sets import UNLABELLED, ImageSet, noun_of
+from dna_probe.images.sources import is_stored
 from dna_probe.images.views import Equalisation, TreatedImage
 from dna_probe.location import LayerReport
-from dna_probe.samples import as_sources, read_unlabelled_samples
+from dna_probe.samples import as_sources, is_single, is_table, read_unlabelled_samples
 from dna_probe.scoring import UnitScores
 from dna_probe.sites import Reading, parse_unit, resolve_reading
 from dna_probe.storage import replacing_folder
@@ -25,8 +30,11 @@ from dna_probe.truncation import UnitSet
 
 if TYPE_CHECKING:
     from dna_probe.backbones.contract import Backbone
+    from dna_probe.trimming import Trimmed
 
 SCHEMA = 1
+# Batches that `Detector.stream` runs together: reading does not run ahead of the model from one portion to the next.
+PORTION = 16
 REQUIRED = {"backbone", "preprocessing", "equalisation", "units", "anchor", "arrays_sha256", "skipped", "provenance"}
 
 
@@ -64,6 +72,7 @@ class Detector:
             they are.
         skipped: training images that could not be read, with the reason.
         provenance: data fingerprint, parameters, versions, seeds.
+        trimmed: what ``compile`` came to; None for a detector that is not compiled.
     """
 
     backbone: Backbone
@@ -75,6 +84,17 @@ class Detector:
     equalisation: Equalisation | None = None
     skipped: tuple[tuple[str, str], ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    trimmed: Trimmed | None = field(default=None, compare=False)
+
+    @property
+    def name(self) -> str:
+        """What the backbone is called."""
+        return self.backbone.name
+
+    @property
+    def modality(self) -> str:
+        """What is judged: "image", "text" or "audio"."""
+        return self.backbone.preprocessing.modality
 
     @property
     def classes_(self) -> np.ndarray:
@@ -135,7 +155,8 @@ class Detector:
         if failures:
             name, reason = failures[0]
             raise DataError(
-                f"{len(failures)} of {len(values) + len(failures)} images cannot be read; first {name}: {reason}",
+                f"{len(failures)} of {len(values) + len(failures)} {noun_of(self.modality)} cannot be read; first "
+                f"{name}: {reason}",
                 fix="Leave them out, or use judge(), which reports them one by one",
             )
         return values
@@ -145,7 +166,8 @@ class Detector:
 
         Args:
             images: paths, PIL images, arrays or tensors; or one of them; or a folder or ``ImageSet``. For a backbone
-                of texts, strings that are texts, or paths; of sounds, paths, arrays, or ``(samples, rate)``.
+                of texts, strings that are texts, or paths, or a table; of sounds, paths, arrays, or
+                ``(samples, rate)``.
 
         Raises:
             DataError: an image cannot be read.
@@ -158,26 +180,57 @@ class Detector:
 
     def judge(self, images: Any, options: Options | None = None) -> list[Prediction]:
         """A verdict per image, in the order given; an unreadable image keeps its place with the reason."""
-        image_set = self._as_set(images)
-        names = image_set.names
+        return list(self.stream(self._as_set(images), options))
+
+    def stream(self, sources: Iterable[Any] | ImageSet, options: Options | None = None) -> Iterator[Prediction]:
+        """The verdicts of `judge` as they come, in memory that does not grow with the number of samples.
+
+        Args:
+            sources: samples as for `predict_proba`, in any number, from a list, a generator or an `ImageSet`. They are
+                taken from it a portion at a time, see `PORTION`.
+
+        Raises:
+            DataError: a set of another modality. NumericalError: an activation is not finite.
+        """
+        options = options or Options()
+        if isinstance(sources, ImageSet):
+            require_modality(self.backbone, sources)
+            sources = sources.images
+        total = len(sources) if isinstance(sources, Sized) else 0
+        with progress_bar(total, options.progress and total > 0, noun_of(self.modality)) as advance:
+            quiet, position = replace(options, progress=False), 0
+            for portion in _portions(sources, options.batch_size):
+                yield from self._judge_portion(portion, position, quiet)
+                position += len(portion)
+                advance(len(portion))
+
+    def _judge_portion(self, portion: list[Any], first: int, options: Options) -> list[Prediction]:
+        """Verdicts on samples whose positions count from `first`."""
+        noun = noun_of(self.modality)
+        sources = as_sources(portion, self.modality, first)
+        samples = ImageSet(
+            sources, np.full(len(sources), UNLABELLED), origin=f"the {noun} given", modality=self.modality
+        )
+        names = [_name(source, i, self.modality) for i, source in enumerate(sources, first)]
         try:
-            values, index, failures = self.unit_values(image_set, options)
+            values, index, failures = self.unit_values(samples, options)
         except NoReadableImage as error:
             values, index, failures = np.empty((0, len(self.units))), [], list(error.skipped)
-        result = [Prediction(name, error=dict(failures).get(name, "unreadable")) for name in names]
-        if len(index):
-            for position, probability in zip(index, self.anchor.predict_proba(values)[:, 1], strict=True):
-                p = float(probability)
-                result[position] = Prediction(names[position], p, self.anchor.verdict(p), self.threshold)
-        return result
+        # Failures come in order too; their names need not be unique.
+        failed = sorted(set(range(len(sources))) - set(index))
+        result = {i: Prediction(names[i], error=reason) for i, (_, reason) in zip(failed, failures, strict=True)}
+        if index:
+            for i, probability in zip(index, self.anchor.predict_proba(values)[:, 1].tolist(), strict=True):
+                result[i] = Prediction(names[i], probability, self.anchor.verdict(probability), self.threshold)
+        return [result[i] for i in range(len(sources))]
 
     def _as_set(self, images: Any) -> ImageSet:
-        modality = self.backbone.preprocessing.modality
+        modality = self.modality
         if isinstance(images, ImageSet):
             return images
-        if isinstance(images, str | Path) and Path(images).is_dir():
+        if isinstance(images, str | Path) and (os.path.isdir(images) or is_table(images)):
             images = read_unlabelled_samples([images], modality)
-        elif not isinstance(images, list | tuple) and getattr(images, "ndim", 3) != 4:
+        elif is_single(images, modality) and getattr(images, "ndim", 3) != 4:
             images = [images]
         return ImageSet(
             images=as_sources(images, modality),
@@ -193,10 +246,27 @@ class Detector:
         sources = zip(images.images, images.names, strict=True)
         return replace(images, images=tuple(TreatedImage(s, self.equalisation, name) for s, name in sources))
 
+    def compile(self) -> Detector:
+        """The same detector with a backbone that computes its units and nothing else; see ``trimming.trim``.
+
+        Always a working detector: ``trimmed.note``, and its ``repr``, say what was done, or why its backbone runs as
+        before. It is not stored with ``save``, and does not follow when the backbone's weights are changed later. With
+        a cache, which keeps whole readings, and on another engine than the local one it runs as before, too.
+        """
+        from dna_probe.trimming import compile_reader
+
+        return replace(self, trimmed=compile_reader(self.backbone, self.units_by_reading))
+
     def unit_values(
         self, images: ImageSet, options: Options | None
     ) -> tuple[np.ndarray, list[int], list[tuple[str, str]]]:
         """Values of the units, the positions of the images that they belong to, and the images that failed."""
+        options = options or Options()
+        reader = self.trimmed.reader if self.trimmed else None
+        if reader is not None and not options.cache and options.engine == "local":
+            from dna_probe.trimming import read_units
+
+            return read_units(self.backbone, reader, self.treated(images), options)
         wanted = self.units_by_reading
         marked = replace(self.treated(images), groups=tuple(str(i) for i in range(len(images))), skipped=())
         features = collect_features(self.backbone, marked, list(wanted), options=options)
@@ -242,7 +312,31 @@ class Detector:
             f"Detector on {self.backbone.name}: {len(self.units)} units of {len(self.readings)} readings, "
             f"stops after layer {self.deepest_layer + 1} of {self.backbone.depth}; {self.anchor.kind}, "
             f"threshold {self.threshold:.3f}, unsure {low:.3f} to {high:.3f}"
+            + (f"; {self.trimmed.note}" if self.trimmed else "")
         )
+
+
+def _portions(sources: Iterable[Any], batch_size: int) -> Iterator[list[Any]]:
+    """`PORTION` batches of samples that lie in files at a time, fewer of those that are in memory already."""
+    if isinstance(sources, str | os.PathLike):
+        raise DataError(f"A list of samples is needed, not the single one {str(sources)[:60]!r}")
+    portion: list[Any] = []
+    room = PORTION * batch_size
+    for source in sources:
+        portion.append(source)
+        room -= 1 if isinstance(source, str | os.PathLike | ArchivedSample | Member) else PORTION // 2
+        if room <= 0:
+            yield portion
+            portion, room = [], PORTION * batch_size
+    if portion:
+        yield portion
+
+
+def _name(source: Any, position: int, modality: str) -> str:
+    """What a sample is called in predictions; see `ImageSet.names`."""
+    if modality == "image" or isinstance(source, str | Path) or is_stored(source):
+        return name_of(source, position)
+    return f"{noun_of(modality)}[{position}]"
 
 
 def load(folder: str | Path, model: Any = None, weights: str | Path | None = None, device: str = "auto") -> Detector:
@@ -259,6 +353,7 @@ def load(folder: str | Path, model: Any = None, weights: str | Path | None = Non
     from safetensors.numpy import load as load_arrays
 
     from dna_probe.backbones import open_backbone
+    from dna_probe.backbones.contract import Backbone
 
     folder = Path(folder)
     manifest = read_manifest(folder)
@@ -298,6 +393,8 @@ def load(folder: str | Path, model: Any = None, weights: str | Path | None = Non
             f"It cannot be rebuilt by name ({error.what})",
             "Pass it: dna_probe.load(folder, model=...)",
         ) from error
+    if not isinstance(model, Backbone):
+        backbone = _read_as_much(backbone, manifest["preprocessing"])
     if backbone.weight_hash != identity["weight_hash"]:
         raise ArtefactError(
             f"The weights of {backbone.name} are not those that {folder} was fitted with",
@@ -338,6 +435,18 @@ def _preprocessing(stored: Mapping[str, Any]) -> Any:
     from dna_probe.images.preprocessing import Preprocessing
 
     return None if "modality" in stored else Preprocessing.from_json(stored)
+
+
+def _read_as_much(backbone: Backbone, stored: Mapping[str, Any]) -> Backbone:
+    """The backbone, reading as much of each text or recording as when the detector was fitted: no model says that."""
+    from dna_probe.backbones import open_backbone
+
+    reader: Any = backbone.preprocessing
+    if stored.get("modality") != reader.modality:
+        return backbone
+    own = reader.to_json()
+    lengths = {name: stored[name] for name in ("max_length", "seconds") if stored.get(name) != own.get(name)}
+    return open_backbone(backbone, preprocessing=replace(reader, **lengths)) if lengths else backbone
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

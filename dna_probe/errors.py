@@ -59,5 +59,16 @@ def unknown_name(
     return error(f"Unknown {kind} {name!r}", f"Known: {', '.join(shown)}", fix)
 
 
+def needs_extra(what: str, package: str, extra: str, error: type[DnaProbeError] = DnaProbeError) -> DnaProbeError:
+    """The error where a package that only an extra brings is not installed."""
+    return error(f"{what} needs {package}", "It is not installed", f"pip install 'dna-probe[{extra}]'")
+
+
+def one_line(error: BaseException) -> str:
+    """Class and message of an error that is not ours, in one line that fits into a sentence of ours."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text if len(text) <= 300 else text[:300] + ' ...'}"
+
+
 def _sentence(part: str) -> str:
     return part if part.endswith(("?", "!")) else part.rstrip(".") + "."

@@ -23,7 +23,7 @@ from dna_probe.images.views import Equalisation, equalise_set
 from dna_probe.layer_rules import require_rule
 from dna_probe.location import LayerReport, bounded, collect_layer_features, report_layers
 from dna_probe.probing import folds, small_fits
-from dna_probe.samples import as_sources, in_memory, read_samples, read_unlabelled_samples
+from dna_probe.samples import as_sources, in_memory, is_single, read_samples, read_unlabelled_samples
 from dna_probe.scorers import Sensitivity, require_scorer
 from dna_probe.scoring import (
     DEFAULT_KINDS,
@@ -136,7 +136,7 @@ def fit(
     images = images.subset(images.labels != UNLABELLED)
     require_modality(backbone, images)
     if images.modality != "image":
-        settings = replace(settings, views=_no_views(images, views, equalisation))
+        settings = replace(settings, views=no_views(images, views, equalisation))
     require_two_classes(images)
     if equalisation is not None:
         images = equalise_set(images, equalisation)
@@ -191,7 +191,9 @@ def fit(
     )
 
 
-def _no_views(samples: ImageSet, views: Sequence[str] | None, equalisation: Equalisation | None) -> tuple[str, ...]:
+def no_views(
+    samples: ImageSet, views: Sequence[str] | None = None, equalisation: Equalisation | None = None
+) -> tuple[str, ...]:
     """Raises ``DataError`` where views or an equalisation were asked for, of which texts and recordings have none."""
     for asked, what in ((views, f"Views ({', '.join(views or ())})"), (equalisation, "Equalising")):
         if asked:
@@ -205,7 +207,7 @@ def _no_views(samples: ImageSet, views: Sequence[str] | None, equalisation: Equa
 
 def real_images(given: Any, modality: str = "image") -> ImageSet:
     """Samples taken as real: a folder, files, globs, or samples in memory, each a group of its own; of a labelled set
-    the real ones.
+    the real ones. A string alone is a place where they lie, also for texts; those in a list may be texts.
 
     Raises:
         DataError: nothing there.
@@ -214,8 +216,9 @@ def real_images(given: Any, modality: str = "image") -> ImageSet:
         if (given.labels != UNLABELLED).any():
             return given.of_label(REAL)
         return replace(given, labels=np.full(len(given), REAL), generators=("real",) * len(given))
-    listed = list(given) if isinstance(given, list | tuple) else [given]
-    if all(isinstance(one, str | Path) for one in listed) and not in_memory(listed, modality):
+    single = is_single(given, modality)
+    listed = [given] if single else list(given)
+    if all(isinstance(one, str | Path) for one in listed) and (single or not in_memory(listed, modality)):
         listed = list(read_unlabelled_samples(listed, modality))
     listed = list(as_sources(listed, modality))
     groups = tuple(f"real images/{position}" for position in range(len(listed)))

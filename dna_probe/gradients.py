@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,9 +19,13 @@ from dna_probe.collection import (
     Features,
     NoReadableImage,
     Options,
+    Shard,
+    Take,
     collect_features,
+    feed_shards,
+    named,
     open_cache,
-    stream_batches,
+    run_shards,
 )
 from dna_probe.images.reading import content_hash
 from dna_probe.images.sets import ImageSet
@@ -31,6 +36,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from dna_probe.backbones.contract import Backbone
+    from dna_probe.collection import Batches
 
     Pairs = dict[str, tuple[Tensor, Tensor]]
 
@@ -139,6 +145,12 @@ class _GradientSums:
             for field, contribution in zip(GRADIENT_FIELDS, per_image, strict=True):
                 self.sums[field][reading.name] += members @ contribution
 
+    def merge(self, other: _GradientSums) -> None:
+        self.count += other.count
+        for field, by_name in self.sums.items():
+            for name, total in by_name.items():
+                total += other.sums[field][name]
+
     def average(self) -> Gradients:
         divisor = np.maximum(self.count, 1)[:, None]
         return Gradients(**{f: {n: total / divisor for n, total in self.sums[f].items()} for f in GRADIENT_FIELDS})
@@ -165,28 +177,52 @@ def collect_gradients(
     if found is not None:
         return collect_features(backbone, images, readings, options=options), found
 
-    sites = list({reading.site.name: reading.site for reading in readings}.values())
     sums = _GradientSums(readings)
-    rows: dict[str, list[np.ndarray]] = {reading.name: [] for reading in readings}
+    rows: list[dict[str, np.ndarray]] = []
     index: list[int] = []
     skipped: list[tuple[str, str]] = []
-    with site_gradients(backbone, sites, [head]) as differentiate:
-        for positions, pixels in stream_batches(backbone, images, options, skipped):
-            index += list(positions)
-            for logits, pairs in differentiate(pixels, [0]):
-                for reading in readings:
-                    value = reading.reduce(pairs[reading.site.name][0]).float().cpu().numpy()
-                    require_finite(value, "activation", reading.name)
-                    rows[reading.name].append(value)
-                sums.add(images.labels[positions], logits, pairs)
+
+    def take(shard: Shard) -> None:
+        found, shard_sums = shard.found
+        if shard.index:
+            rows.append(found)
+            index.extend(shard.index)
+        sums.merge(shard_sums)
+        skipped.extend(named(images, shard.failures))
+
+    run_shards(partial(_feed_gradients, readings=tuple(readings), head=head), backbone, images, options, take)
     if not index:
         raise NoReadableImage(images, skipped)
-    read = replace(images.subset(index), skipped=(*images.skipped, *skipped))
-    features = Features(read, {name: np.concatenate(parts) for name, parts in rows.items()}, {})
+    # Texts come in the order of their lengths.
+    order = np.argsort(index)
+    read = replace(images.subset(sorted(index)), skipped=(*images.skipped, *skipped))
+    features = Features(read, {r.name: np.concatenate([row[r.name] for row in rows])[order] for r in readings}, {})
     gradients = sums.average()
     stored.put(images, readings, head, gradients)
     stored.put_features(features)
     return features, gradients
+
+
+def _feed_gradients(
+    backbone: Backbone, images: ImageSet, options: Options, take: Take, *, readings: Sequence[Reading], head: LinearHead
+) -> None:
+    """Shards that hold the rows of each reading, and the sums of its gradients."""
+    sites = list({reading.site.name: reading.site for reading in readings}.values())
+    with site_gradients(backbone, sites, [head]) as differentiate:
+
+        def work(batches: Batches) -> tuple[dict[str, np.ndarray], _GradientSums]:
+            sums = _GradientSums(readings)
+            rows: dict[str, list[np.ndarray]] = {reading.name: [] for reading in readings}
+            for positions, pixels in batches:
+                for logits, pairs in differentiate(pixels, [0]):
+                    for reading in readings:
+                        value = reading.reduce(pairs[reading.site.name][0]).float().cpu().numpy()
+                        require_finite(value, "activation", reading.name)
+                        rows[reading.name].append(value)
+                    sums.add(images.labels[positions], logits, pairs)
+            return {name: np.concatenate(parts) for name, parts in rows.items() if parts}, sums
+
+        feed_shards(backbone, images, options, work, take)
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,20 +254,49 @@ def collect_many_gradients(
     found = [stored.get(part, r.readings, r.head) for part, r in zip(own, requests, strict=True)]
     missing = [number for number, gradients in enumerate(found) if gradients is None]
     sums = {number: _GradientSums(requests[number].readings) for number in missing}
+
+    def take(shard: Shard) -> None:
+        for number, part in shard.found.items():
+            sums[number].merge(part)
+
     for sites, positions, asking in _by_sites(requests, missing):
-        heads = [requests[number].head for number in missing]
-        place = {number: i for i, number in enumerate(missing)}
-        chosen = images.subset(positions)
-        with site_gradients(backbone, sites, heads) as differentiate:
-            for index, pixels in stream_batches(backbone, chosen, replace(options, batch_size=1), []):
-                numbers = asking[index[0]]
-                passes = differentiate(pixels, [place[number] for number in numbers])
-                for number, (logits, pairs) in zip(numbers, passes, strict=True):
-                    sums[number].add(chosen.labels[index], logits, pairs)
+        # Marked, so that a part of them still knows who asks for which.
+        marked = replace(images.subset(positions), groups=tuple(map(str, range(len(positions)))))
+        wanted = {number: requests[number] for numbers in asking for number in numbers}
+        feed = partial(_feed_many_gradients, sites=sites, asking=asking, requests=wanted)
+        run_shards(feed, backbone, marked, replace(options, batch_size=1), take)
     for number in missing:
         gradients = found[number] = sums[number].average()
         stored.put(own[number], requests[number].readings, requests[number].head, gradients)
     return [gradients for gradients in found if gradients is not None]
+
+
+def _feed_many_gradients(
+    backbone: Backbone,
+    images: ImageSet,
+    options: Options,
+    take: Take,
+    *,
+    sites: Sequence[Site],
+    asking: Sequence[Sequence[int]],
+    requests: Mapping[int, GradientRequest],
+) -> None:
+    """Shards that hold the sums of the requests, by number, that ask for one of their images; one image in a batch."""
+    place = {number: i for i, number in enumerate(requests)}
+    heads = [request.head for request in requests.values()]
+    with site_gradients(backbone, sites, heads) as differentiate:
+
+        def work(batches: Batches) -> dict[int, _GradientSums]:
+            sums: dict[int, _GradientSums] = {}
+            for index, pixels in batches:
+                numbers = asking[int(images.groups[index[0]])]
+                passes = differentiate(pixels, [place[number] for number in numbers])
+                for number, (logits, pairs) in zip(numbers, passes, strict=True):
+                    own = sums.setdefault(number, _GradientSums(requests[number].readings))
+                    own.add(images.labels[index], logits, pairs)
+            return sums
+
+        feed_shards(backbone, images, options, work, take)
 
 
 def _by_sites(

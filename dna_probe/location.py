@@ -272,7 +272,7 @@ def report_layers(
         layers=tuple(site.name for site in sites),
         curves=curves,
         maps={
-            label: tuple(_as_grid(weights @ m["map"], backbone, site) for m, site in zip(maps, sites, strict=True))
+            label: tuple((weights @ m["map"]).reshape(backbone.grid_of(m["map"].shape[1])) for m in maps)
             for label, weights in (("real", observed[0]), ("fake", observed[1]))
         },
         attention_source=tuple("attention" if backbone.pattern(site.layer) else "energy" for site in sites),
@@ -404,11 +404,3 @@ def _probe_curve(
         draws = ((w_fake @ wins) * w_real).sum(1)
         columns.append((wins.mean(), *np.percentile(draws, [2.5, 97.5])))
     return Curve(*np.array(columns).T)
-
-
-def _as_grid(values: np.ndarray, backbone: Backbone, site: Site) -> np.ndarray:
-    """A flat map as (rows, cols): the patch grid where it fits, a square, else one row."""
-    if backbone.grid and backbone.grid[0] * backbone.grid[1] == len(values):
-        return values.reshape(backbone.grid)
-    side = round(len(values) ** 0.5)
-    return values.reshape(side, side) if side * side == len(values) else values.reshape(1, -1)

@@ -32,9 +32,9 @@ import numpy as np
 from dna_probe.collection import Options
 from dna_probe.errors import DataError
 from dna_probe.evaluation.metrics import DRAWS, bootstrap_weights
-from dna_probe.images.layouts import read_images
 from dna_probe.images.sampling import require_two_classes
 from dna_probe.images.sets import FAKE, REAL, UNLABELLED, ImageSet
+from dna_probe.samples import read_images_for
 from dna_probe.stimuli import LEAST, collect_responses, draw_stimuli, require_enough
 from dna_probe.tuning import (
     SWEEPS,
@@ -285,7 +285,7 @@ def measure_selectivity(
     """
     options = options or Options()
     chosen = chosen_sweeps(sweeps)
-    given = read_images(data)
+    given = read_images_for("Selectivity", data)
     given = given.subset(given.labels != UNLABELLED)
     require_two_classes(given)
     if max_images < 2 * LEAST:

@@ -35,8 +35,8 @@ class Site:
         layer: depth of the block or stage, counted from 0.
         module: dotted path of the hooked module.
         side: whether the activation is the module's ``output`` or its ``input``.
-        layout: ``tokens`` (n, length, width), ``nhwc``, ``nchw`` or ``vector`` (n, width); patterns are
-            (n, heads, queries, keys) and carry ``tokens``.
+        layout: ``tokens`` (n, length, width), ``nhwc``, ``nchw`` (of sequences (n, width, length)) or ``vector``
+            (n, width); patterns are (n, heads, queries, keys) and carry ``tokens``.
         width: units of one reading (heads, for a pattern).
         prefix_tokens: tokens before the patches (CLS, distillation, registers).
         class_token: whether token 0 is a CLS token.

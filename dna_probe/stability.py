@@ -25,23 +25,26 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dna_probe.collection import Options, progress_bar
+from dna_probe.batches import load_batches
+from dna_probe.collection import Options, progress_bar, require_modality
 from dna_probe.errors import DataError, DnaProbeError
 from dna_probe.evaluation.audit import inspect_set
 from dna_probe.evaluation.harness import Network
 from dna_probe.evaluation.preparation import Settings
 from dna_probe.evaluation.protocols import Cell, Plan, plan_cells
 from dna_probe.evaluation.training import Located, View
-from dna_probe.fitting import DEFAULTS, DnaSettings, choose_units, stack
-from dna_probe.images.layouts import read_images
+from dna_probe.fitting import DEFAULTS, DnaSettings, choose_units, no_views, stack
 from dna_probe.images.processed import process
 from dna_probe.images.sampling import require_two_classes
 from dna_probe.images.sets import UNLABELLED, ImageSet
 from dna_probe.images.views import TOO_SMALL, Equalisation, equalise_set, unreadable
 from dna_probe.probing import small_fits
+from dna_probe.samples import read_samples
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from dna_probe.backbones.contract import Backbone
 
 DRAWS, SHOTS, GENERATORS = "draws", "shots", "generators"
 COMPARISONS = (DRAWS, SHOTS, GENERATORS)
@@ -123,7 +126,7 @@ def measure_stability(
     scorer: str = DEFAULTS.scorer,
     cut: str = DEFAULTS.cut,
     scope: str = DEFAULTS.scope,
-    views: Sequence[str] = DEFAULTS.views,
+    views: Sequence[str] | None = None,
     equalisation: Equalisation | None = None,
     seed: int = 0,
     options: Options | None = None,
@@ -133,7 +136,8 @@ def measure_stability(
 
     Args:
         model: any ``torch.nn.Module``, a backbone name, or a ``Backbone``.
-        data: labelled images of both classes: a folder, a manifest, ``(images, labels)`` or an ``ImageSet``.
+        data: labelled images of both classes: a folder, a manifest, ``(images, labels)`` or an ``ImageSet``; for
+            backbones of texts or sounds, texts or recordings instead, see ``samples.read_samples``.
         shots: images per class; numbers that the data cannot give are left out, and told.
         draws: selections per generator and number of images.
         rule, kinds, scorer, cut, scope, views, cut_parameters: as in ``fit``.
@@ -148,12 +152,17 @@ def measure_stability(
 
     options = options or Options()
     parameters = tuple(cut_parameters.items())
-    dna = DnaSettings(rule, tuple(kinds), scorer, cut, scope, views=tuple(views), parameters=parameters)
+    named = DEFAULTS.views if views is None else tuple(views)
+    dna = DnaSettings(rule, tuple(kinds), scorer, cut, scope, views=named, parameters=parameters)
     settings = Settings(methods=("dna",), plan=Plan(tuple(shots), draws, seed=seed), dna=dna)
-    images, notes = _read(data, equalisation, options)
+    given = read_samples(data)
+    if given.modality != "image":
+        dna = replace(dna, views=no_views(given, views, equalisation))
+    backbone = open_backbone(model)
+    require_modality(backbone, given)
+    images, notes = _read(given, backbone, equalisation, options)
     cells, too_many = _plan(images, settings.plan)
     notes += too_many
-    backbone = open_backbone(model)
     network = Network.collect(backbone, images, dna.kinds, options)
     processed = [
         Network.collect(backbone, process(images, name, backbone.preprocessing), dna.kinds, options, locating=False)
@@ -186,10 +195,11 @@ def measure_stability(
     )
 
 
-def _read(data: Any, equalisation: Equalisation | None, options: Options) -> tuple[ImageSet, list[str]]:
+def _read(
+    given: ImageSet, backbone: Backbone, equalisation: Equalisation | None, options: Options
+) -> tuple[ImageSet, list[str]]:
     """The labelled images that can be read, and what was left out."""
-    images = read_images(data)
-    images = images.subset(images.labels != UNLABELLED)
+    images = given.subset(given.labels != UNLABELLED)
     require_two_classes(images)
     notes = []
     if equalisation is not None:
@@ -197,9 +207,21 @@ def _read(data: Any, equalisation: Equalisation | None, options: Options) -> tup
         small = sum(reason.startswith(TOO_SMALL) for _, reason in images.skipped)
         if small:
             notes.append(f"Left out, being too small for the equalisation: {small} images.")
-    images, _ = inspect_set(images, options.workers, options.progress)
+    if images.modality == "image":
+        images, _ = inspect_set(images, options.workers, options.progress)
+    else:
+        images = _readable(images, backbone, options)
     require_two_classes(images)
     return images, notes
+
+
+def _readable(samples: ImageSet, backbone: Backbone, options: Options) -> ImageSet:
+    """The texts or recordings that can be read, the others in ``skipped``."""
+    batches = load_batches(samples.images, backbone.preprocessing, options.batch_size, options.workers)
+    failed = {position: reason for batch in batches for position, _, reason in batch.failures}
+    kept = samples.subset([position for position in range(len(samples)) if position not in failed])
+    names = samples.names
+    return replace(kept, skipped=(*samples.skipped, *((names[i], reason) for i, reason in failed.items())))
 
 
 def _plan(images: ImageSet, plan: Plan) -> tuple[list[Cell], list[str]]:

@@ -22,10 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dna_probe.collection import Options, collect_features
+from dna_probe.collection import Options, collect_features, require_modality
 from dna_probe.errors import DnaProbeError
 from dna_probe.evaluation.examination import trained_on
-from dna_probe.images.layouts import read_images
 from dna_probe.images.reading import content_hash
 from dna_probe.images.sampling import require_two_classes
 from dna_probe.images.sets import UNLABELLED, ImageSet
@@ -34,6 +33,7 @@ from dna_probe.interventions import INTERVENTIONS, require_interventions
 from dna_probe.location import bounded, layer_reading
 from dna_probe.masking import Bench, summarise
 from dna_probe.masking_sentences import masking_sentences
+from dna_probe.samples import read_samples
 from dna_probe.sites import resolve_reading
 
 if TYPE_CHECKING:
@@ -121,7 +121,8 @@ def verify(
     set of units, and there are 75 sets under each intervention.
 
     Args:
-        data: labelled images of both classes: a folder, a manifest, ``(images, labels)`` or an ``ImageSet``.
+        data: labelled images of both classes: a folder, a manifest, ``(images, labels)`` or an ``ImageSet``; for
+            detectors of texts or sounds, texts or recordings instead, see ``samples.read_samples``.
         interventions: names in ``dna_probe.interventions``.
         draws: sets of each drawn kind of controls.
         points: numbers of units masked from none to all selected ones, at the readout.
@@ -197,7 +198,8 @@ def _require_settings(interventions: Sequence[str], draws: int, points: int, max
 
 def _read(detector: Detector, data: Any, seed: int, options: Options) -> tuple[ImageSet, list[str], list[str]]:
     """Labelled images as the detector looks at them, names of those it was fitted on, and what was left out."""
-    given = read_images(data)
+    given = read_samples(data)
+    require_modality(detector.backbone, given)
     given = bounded(given.subset(given.labels != UNLABELLED), seed)
     require_two_classes(given)
     images, notes = given, []

@@ -117,7 +117,7 @@ class TestOperatingPoint:
         labels = np.repeat([0, 1], 10)
         values = rng.normal(size=(20, 3)) + labels[:, None]
         with pytest.raises(
-            DataError, match=r"0.05 needs at least 19 real training images, and there are 10.*Give 9 more"
+            DataError, match=r"0.05 needs at least 19 real training samples, and there are 10.*Give 9 more"
         ):
             AnchorClassifier(target_fpr=0.05).fit(values, labels)
         AnchorClassifier(target_fpr=1 / 11).fit(values, labels)

@@ -191,7 +191,7 @@ class TestMoreReals:
         assert auc(fresh[1], detector.predict_proba(fresh[0])[:, 1]) > 0.9
 
     def test_they_count_for_the_operating_point(self, backbone, reals):
-        with pytest.raises(DataError, match="needs at least 19 real training images, and there are 8"):
+        with pytest.raises(DataError, match="needs at least 19 real training samples, and there are 8"):
             dna_probe.fit(backbone, images(8), layers=[LAYER], target_fpr=0.05)
         assert dna_probe.fit(backbone, images(8), layers=[LAYER], target_fpr=0.05, reals=reals).anchor.calibrated_
 

@@ -7,12 +7,15 @@ import torch
 import dna_probe
 from dna_probe.attention import summarise_energy, summarise_pattern
 from dna_probe.backbones import open_backbone
+from dna_probe.collection import attention_summary
 from dna_probe.errors import DataError, DnaProbeError
+from dna_probe.images.preprocessing import Preprocessing
 from dna_probe.layer_rules import RULES, choose_layers
 from dna_probe.location import _bootstrap_weights, collect_layer_features, report_layers
 from dna_probe.probing import folds, out_of_fold_scores
 from dna_probe.sites import Site
 
+from .backbones.zoo import ConvModel, backbone_of, pixels_for
 from .planted import TURN, Planted, images
 
 
@@ -129,6 +132,21 @@ class TestAttentionSummary:
         tokens[0, 2] = 5
         summary = summarise_energy(tokens, (2, 2))
         assert summary["map"][0].tolist() == [0, 0, 1, 0] and float(summary["distance"]) == 0
+
+    def test_tokens_of_layers_that_differ_in_their_grid_lie_on_one_each(self):
+        hierarchical = backbone_of("hf_swin")
+        assert hierarchical.grid is None
+        names = [site.name for site in hierarchical.layers]
+        for name, tokens in hierarchical.capture(pixels_for(hierarchical, 1), names).items():
+            side = int(tokens.shape[1] ** 0.5)
+            expected = summarise_energy(tokens, (side, side))
+            found = attention_summary(hierarchical, hierarchical.sites[name], tokens)
+            torch.testing.assert_close(found, expected)
+
+    def test_where_patches_lie_is_told_by_the_grid_and_by_the_aspect_of_the_image(self):
+        square, oblong = backbone_of("own_tokens"), open_backbone(ConvModel(), preprocessing=Preprocessing((32, 64)))
+        assert [square.grid_of(patches) for patches in (16, 64, 7)] == [(4, 4), (8, 8), (1, 7)]
+        assert [oblong.grid_of(patches) for patches in (32, 16)] == [(4, 8), (1, 16)]
 
 
 class TestRules:

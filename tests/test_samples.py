@@ -6,8 +6,11 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pandas
+import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from dna_probe.audio.reading import encode_audio, read_audio
 from dna_probe.content import StoredSample
@@ -32,6 +35,13 @@ def plant(root, *names):
     return root
 
 
+def zip_up(path, folder, *names):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.write(folder / name, name)
+    return path
+
+
 def write_table(path, rows):
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".jsonl":
@@ -39,13 +49,18 @@ def write_table(path, rows):
     elif path.suffix == ".json":
         path.write_text(json.dumps(rows))
     else:
-        import pandas
-
         frame = pandas.DataFrame(rows)
         if path.suffix == ".parquet":
             frame.to_parquet(path)
         else:
             frame.to_csv(path, index=False, sep="\t" if path.suffix == ".tsv" else ",")
+    return path
+
+
+def write_classes(path, columns, names):
+    """A parquet table as `datasets` writes it: numbers for labels, and what they are called in the schema."""
+    features = json.dumps({"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}})
+    parquet.write_table(pyarrow.table(columns).replace_schema_metadata({"huggingface": features}), path)
     return path
 
 
@@ -105,12 +120,40 @@ def test_repeated_and_contradicting_texts(tmp_path):
         ([{"text": "a", "label": "cat"}], "Row 2 of .* has the unknown label 'cat'. labels are 0, real or human"),
         ([{"text": "a"}], "has no column 'label'. its columns are text. text and label are needed"),
         ([{"text": "", "label": 1}], "No texts in .*a.csv. no row of it holds a text"),
-        ([{"essay": "a", "label": 1}], "has no column 'path'"),
+        ([{"essay": "a", "label": 1}], "has no column 'text'. its columns are essay, label. text and label are needed"),
     ],
 )
 def test_wrong_tables_of_texts(tmp_path, rows, words):
     with pytest.raises(DataError, match=words):
         read_samples(write_table(tmp_path / "a.csv", rows), modality="text")
+
+
+def test_a_damaged_table_beside_good_ones_is_listed(tmp_path):
+    good = write_table(tmp_path / "a.csv", ROWS)
+    (tmp_path / "b.csv").write_text("label,text\n0,Hello, dear world.\n")
+    (tmp_path / "c.parquet").write_bytes(b"PAR1")
+    (tmp_path / "dataset_info.json").write_text('{"splits": []}')
+    made = read_samples(tmp_path)
+    assert made.names[0] == f"{good}:2" and len(made) == 4
+    assert [name for name, _ in made.skipped] == [
+        *(f"{good}:6", str(tmp_path / "c.parquet"), str(tmp_path / "b.csv")),
+    ]
+    assert made.skipped[2][1].startswith("damaged: Row 2 of ") and made.skipped[1][1].startswith("damaged: Parquet")
+    with pytest.raises(DataError, match=r"Row 2 of .* has more cells than the header. put cells that hold"):
+        read_samples(tmp_path / "b.csv", modality="text")
+
+
+def test_what_lies_unread_beside_class_folders_is_told(tmp_path):
+    write_table(plant(tmp_path, "human/a.txt", "ai/b.txt") / "essays.csv", ROWS)
+    zip_up(tmp_path / "more.zip", tmp_path, "human/a.txt")
+    assert read_samples(tmp_path).layout.endswith("; beside the texts, not read: 1 table and 1 zip")
+
+
+def test_parquet_of_texts_as_published(tmp_path):
+    write_table(plant(tmp_path, "README.md") / "data" / "train-00000-of-00001.parquet", ROWS)
+    made = read_samples(tmp_path)
+    assert made.modality == "text" and len(made) == 4
+    assert [one.name for one in read_unlabelled_samples(tmp_path, "text")] == list(made.names)
 
 
 def test_folders_of_texts(tmp_path):
@@ -144,11 +187,8 @@ def test_splits_of_folders_keep_equal_names_apart(tmp_path):
 
 
 def test_texts_in_a_zip(tmp_path):
-    plant(tmp_path / "files", "human/1.txt", "machine/gpt/1.txt")
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        for file in (tmp_path / "files").rglob("*.txt"):
-            archive.write(file, file.relative_to(tmp_path / "files"))
-    made = read_samples(tmp_path / "a.zip")
+    names = "human/1.txt", "machine/gpt/1.txt"
+    made = read_samples(zip_up(tmp_path / "a.zip", plant(tmp_path / "files", *names), *names))
     assert made.modality == "text" and made.counts() == {"real": 1, "gpt": 1} and len(set(made.groups)) == 1
     assert read_text(made.images[0]) == "This is human/1.txt."
 
@@ -162,6 +202,15 @@ def test_texts_in_memory(tmp_path):
     assert made.fingerprint() != read_samples((["One text.", "Other.", path, path], [0, 1, 0, 1])).fingerprint()
     assert made.describe() == "texts in memory: 2 real, 2 fake (fake 2)"
     assert read_samples((iter(["a b", "c d"]), [0, 1], "gh")).groups == ("g", "h")
+
+
+@pytest.mark.parametrize("kind", [lambda labels: pandas.Series(labels, index=[7, 8, 9]), iter, np.array, tuple])
+def test_labels_of_any_sort(kind):
+    texts = ["a b", "c d", "e f"]
+    assert read_samples((texts, kind([0, 1, 0]))).labels.tolist() == [0, 1, 0]
+    assert read_samples((texts, kind(["human", "ai", "real"]))).labels.tolist() == [0, 1, 0]
+    with pytest.raises(DataError, match="Unknown label 'cat'"):
+        read_samples((texts, kind(["human", "ai", "cat"])))
 
 
 @pytest.mark.parametrize(
@@ -208,6 +257,12 @@ def test_folders_name_the_sentence_where_all_files_have_one_name(tmp_path):
     assert sorted(Counter(made.groups).items()) == [(f"{n}/audio", 2) for n in "xyz"]
 
 
+def test_recordings_of_any_suffix(tmp_path):
+    names = [f"{folder}/{suffix}.{suffix}" for folder in ("real", "fake") for suffix in ("opus", "aiff", "caf", "m4a")]
+    assert len(read_samples(plant(tmp_path, *names), modality="audio")) == 8
+    assert guess_modality(tmp_path) == "audio"
+
+
 def test_manifests_of_recordings(tmp_path):
     plant(tmp_path, "wavs/a_real.wav", "wavs/a_tts.wav", "wavs/b_real.wav")
     rows = [
@@ -221,6 +276,18 @@ def test_manifests_of_recordings(tmp_path):
         assert made.groups[0] == made.groups[1] != made.groups[2]
     grouped = write_table(tmp_path / "list.csv", [row | {"group": row["text"]} for row in rows])
     assert read_samples(grouped).groups == ("hello", "hello", "world")
+
+
+@pytest.mark.parametrize("names, labels", [(["bonafide", "spoof"], [0, 1]), (["spoof", "bonafide"], [1, 0])])
+def test_class_names_written_by_hugging_face(tmp_path, names, labels):
+    sound = {"bytes": encode_audio(WAVE, 8000), "path": "a.wav"}
+    path = write_classes(tmp_path / "x.parquet", {"audio": [sound, sound], "label": [0, 1]}, names)
+    made = read_samples(path)
+    assert made.modality == "audio" and made.labels.tolist() == labels and len(read_audio(made.images[1], 8000)) == 800
+    plant(tmp_path, "a.txt", "b.txt")
+    words = ["human" if label == 0 else "machine" for label in labels]
+    listed = read_samples(write_classes(path, {"path": ["a.txt", "b.txt"], "label": [0, 1]}, words))
+    assert listed.modality == "text" and listed.labels.tolist() == labels
 
 
 def test_recordings_in_memory(tmp_path):
@@ -242,11 +309,22 @@ def test_guesses(tmp_path):
     for folder, names in {
         "captions": ["real/a.jpg", "real/a.txt", "real/a.caption.txt", "fake/b.jpg", "fake/b.txt"],
         "transcripts": ["real/a.wav", "real/a.txt", "fake/b.wav", "fake/b.txt", "readme.md"],
+        "apart": ["real/wav/a.wav", "real/txt/a.txt", "real/txt/a.lab.txt", "fake/wav/b.wav", "fake/txt/b.txt"],
         "essays": ["human/a.txt", "human/b.txt", "cover.png"],
         "equal": ["a.png", "b.txt"],
+        "documented": ["a/b.png", "LICENSE.txt", "README.md", "docs/usage.md"],
+        "shards": ["README.md"],
+        "zipped": ["README.md", "LICENSE.txt"],
+        "zipped essays": ["README.md"],
+        "listed": ["README.txt"],
+        "loose": ["a.txt", "b.txt"],
         "none": [],
     }.items():
         plant(tmp_path / folder, *names)
+    zip_up(tmp_path / "zipped" / "set.zip", plant(tmp_path / "equal"), "a.png", "b.txt")
+    zip_up(tmp_path / "zipped essays" / "set.zip", tmp_path / "essays", "human/a.txt", "human/b.txt")
+    write_table(tmp_path / "shards" / "data" / "train-0.parquet", [{"image": {"bytes": b"x", "path": "x"}, "label": 0}])
+    write_table(tmp_path / "listed" / "list.csv", [{"path": "../a.png", "label": 0}])
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "settings.json").write_text("{}")
     write_table(tmp_path / "tables" / "texts.csv", ROWS)
@@ -254,8 +332,16 @@ def test_guesses(tmp_path):
     for name, modality in {
         "captions": "image",
         "transcripts": "audio",
+        "apart": "audio",
         "essays": "text",
         "equal": "image",
+        "documented": "image",
+        "shards": "image",
+        "zipped": "image",
+        "zipped/set.zip": "image",
+        "zipped essays": "text",
+        "listed": "image",
+        "loose": "text",
         "none": "image",
         "tables": "text",
         "tables/texts.csv": "text",
@@ -297,6 +383,12 @@ def test_guesses_about_memory(tmp_path):
         (["a.mp3", Path("b.ogg")], "audio"),
         ([WAVE], "audio"),
         ([(WAVE, 8000)], "audio"),
+        ([WAVE[None]], "audio"),
+        ([np.stack([WAVE, WAVE], axis=1)], "audio"),
+        ([np.zeros((9, 9), np.uint8)], "image"),
+        ([encode_audio(WAVE, 8000)], "audio"),
+        ([b"ID3", b"fLaC", b"\xff\xfb\x90"], "audio"),
+        ([b"\xff\xd8\xff\xe0", b"\x89PNG", b"RIFF\0\0\0\0WEBP"], "image"),
         ([StoredSample("x", b"", "audio")], "audio"),
         ([], "image"),
     ):
@@ -343,9 +435,9 @@ def test_errors_say_what_to_do(tmp_path):
         ),
         ("stuff", {"modality": "audio"}, "named real or fake, bonafide or spoof. arrange them as real/ and fake/<voc"),
         ("empty", {"modality": "text"}, "No texts in .*empty. looked for md, txt"),
-        ("empty", {"modality": "audio"}, "No recordings in .*empty. looked for flac, mp3, ogg, wav"),
+        ("empty", {"modality": "audio"}, "No recordings in .*empty. looked for aac, aif, .*wav, wma"),
         ("empty", {"modality": "text", "layout": "manifest"}, "does not lie as asked. Expected a table of texts"),
-        ("essays", {"modality": "text"}, "list.csv has no column 'path'. its columns are essay, label"),
+        ("essays", {"modality": "text"}, "list.csv has no column 'text'. its columns are essay, label"),
         ("essays", {"modality": "text", "layout": "folders"}, "No texts in .*essays. looked for md, txt"),
         ("stuff/a.txt", {}, "a.txt is no labelled set of texts. give a folder, a zip or tar of one, or a table"),
         ("missing", {"modality": "text"}, "No such folder or table: .*missing. check the spelling"),
@@ -365,11 +457,13 @@ def test_unlabelled_samples(tmp_path):
         "c.wav",
     ]
     assert read_text(found[2]) == "Hello."
+    assert read_unlabelled_samples(str(tmp_path / "t*.csv"), "text") == found[2:4]
+    assert read_unlabelled_samples(plant(tmp_path, "README.md"), "text") == found[2:4]
     assert read_unlabelled_samples(tmp_path / "x", "audio") == [tmp_path / "x" / "c.wav"]
     assert read_unlabelled_samples([tmp_path / "x"], "image") == [tmp_path / "x" / "d.png"]
     for paths, modality, words in (
         (tmp_path / "x" / "nothing", "audio", "No such file or folder"),
-        (tmp_path / "x" / "*.flac", "audio", "No recordings match .*looked for flac, mp3, ogg, wav"),
+        (tmp_path / "x" / "*.flac", "audio", "No recordings match .*looked for aac, aif, .*wav, wma"),
         ([], "text", "No texts were given. name files, folders or patterns such as 'texts/.*.txt'"),
         (write_table(tmp_path / "u.csv", [{"essay": "a"}]), "text", "has no column 'text'"),
         (tmp_path, "video", "Unknown modality 'video'"),

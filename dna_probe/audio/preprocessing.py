@@ -9,7 +9,11 @@ import numpy as np
 
 from dna_probe.errors import DataError
 
+# Read of each recording where the extractor does not say how much a model was made for.
 SECONDS = 4.0
+MAX_SECONDS = 60
+# Of the spectrograms whose length an extractor states in frames.
+_FRAMES_PER_SECOND = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,16 +23,19 @@ class AudioPreprocessing:
     Attributes:
         extractor: a feature extractor of the Hugging Face library ``transformers``; it says the sampling rate.
         seconds: how much of each recording is read, from its middle. A shorter one is repeated until it is as long, for
-            silence behind it would tell its length.
+            silence behind it would tell its length. None reads what the extractor fills up to: 30 s for Whisper, 10.24
+            s for most AST; 4 s for extractors that fill up to nothing.
     """
 
     extractor: Any
-    seconds: float = SECONDS
+    seconds: float = None  # type: ignore[assignment]
     modality: ClassVar[str] = "audio"
 
     def __post_init__(self):
-        if not 0.1 <= self.seconds <= 60:
-            raise DataError(f"seconds = {self.seconds} cannot be read", "", "Give 0.1 to 60")
+        if self.seconds is None:
+            object.__setattr__(self, "seconds", _wanted(self.extractor))
+        if not 0.1 <= self.seconds <= MAX_SECONDS:
+            raise DataError(f"seconds = {self.seconds} cannot be read", "", f"Give 0.1 to {MAX_SECONDS}")
 
     @property
     def rate(self) -> int:
@@ -36,11 +43,11 @@ class AudioPreprocessing:
         return int(self.extractor.sampling_rate)
 
     def load(self, source: Any, name: str = "the recording") -> np.ndarray:
-        """What the model takes of one recording: float32 (samples,) or (frames, mel bands). Raises
-        ``UnreadableSample``."""
+        """What the model takes of one recording: float32 (samples,), or a spectrogram with its axes as the extractor
+        puts them. Raises ``UnreadableSample``."""
         from dna_probe.audio.reading import read_audio
 
-        return self._extract(_middle(read_audio(source, self.rate, name), self._length))
+        return self._extract(np.resize(read_audio(source, self.rate, name, self.seconds), self._length))
 
     def trial(self, count: int) -> np.ndarray:
         """Faint noise."""
@@ -62,8 +69,9 @@ class AudioPreprocessing:
         return {"modality": self.modality, "seconds": self.seconds, "extractor": dict(sorted(plain.items()))}
 
 
-def _middle(waveform: np.ndarray, length: int) -> np.ndarray:
-    if len(waveform) < length:
-        return np.resize(waveform, length)
-    start = (len(waveform) - length) // 2
-    return waveform[start : start + length]
+def _wanted(extractor: Any) -> float:
+    """The seconds that an extractor fills up to; what a shorter recording leaves would be read as padding."""
+    if chunk := getattr(extractor, "chunk_length", None):  # of Whisper
+        return float(min(chunk, MAX_SECONDS))
+    frames = getattr(extractor, "max_length", None) if hasattr(extractor, "num_mel_bins") else None  # of AST
+    return frames / _FRAMES_PER_SECOND if frames else SECONDS

@@ -10,14 +10,18 @@ import typer
 from dna_probe.cli.audit import audit
 from dna_probe.cli.backbones import backbones
 from dna_probe.cli.benchmark import benchmark
+from dna_probe.cli.cache import cache
+from dna_probe.cli.collect import collect
 from dna_probe.cli.compare import compare
 from dna_probe.cli.demo import demo
 from dna_probe.cli.evaluate import evaluate
+from dna_probe.cli.export import export
 from dna_probe.cli.fit import fit
 from dna_probe.cli.locate import locate
 from dna_probe.cli.manifest import manifest
 from dna_probe.cli.plot import plot
 from dna_probe.cli.predict import predict
+from dna_probe.cli.serve import serve
 from dna_probe.cli.verify import verify
 from dna_probe.errors import DnaProbeError
 
@@ -32,8 +36,25 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, locate, fit, predict, evaluate, verify, benchmark, compare, audit, manifest, plot, backbones):
+for command in (
+    demo,
+    locate,
+    fit,
+    predict,
+    serve,
+    evaluate,
+    verify,
+    export,
+    benchmark,
+    compare,
+    collect,
+    audit,
+    manifest,
+    plot,
+    backbones,
+):
     app.command()(command)
+app.add_typer(cache, name="cache")
 
 
 @app.callback(invoke_without_command=True)

@@ -27,6 +27,10 @@ Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images in one forward pass.")]
 Workers = Annotated[int, typer.Option("--workers", min=0, help="Threads that decode images.")]
 Cache = Annotated[Path | None, typer.Option("--cache", help="Folder for features of images already seen.")]
+Engine = Annotated[
+    str,
+    typer.Option("--engine", help="local, or ray: the cluster that RAY_ADDRESS names, or else this machine's cores."),
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no table.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace --out if it is there.")]
@@ -69,11 +73,14 @@ def names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in re.split(r",(?![^\[]*\])", text) if part.strip())
 
 
-def read_set(data: Path, layout: str, quiet: bool, modality: str = "image") -> ImageSet:
-    """The labelled samples, and on standard error what was found, before anything runs."""
-    from dna_probe.samples import read_samples
+def read_set(data: str | Path, layout: str, quiet: bool, modality: str = "auto", images_for: str = "") -> ImageSet:
+    """The labelled samples, and on standard error what was found, before anything runs.
 
-    images = read_samples(data, layout, modality)
+    `images_for` names what there is of images alone; anything else is then refused.
+    """
+    from dna_probe.samples import read_images_for, read_samples
+
+    images = read_images_for(images_for, data, layout) if images_for else read_samples(data, layout, modality)
     if not quiet:
         typer.echo(f"found {images.layout}", err=True)
         typer.echo(images.describe(), err=True)
@@ -104,10 +111,27 @@ def equalise(images: ImageSet, treatment: Equalisation, workers: int, quiet: boo
     return unreadable(made)
 
 
-def make_options(batch_size: int, workers: int, cache: Path | None, quiet: bool) -> Options:
+def make_options(batch_size: int, workers: int, cache: Path | None, quiet: bool, engine: str = "local") -> Options:
+    """Connects to the cluster where the engine is one, so that what is wrong with it shows before anything runs."""
     from dna_probe.collection import Options
+    from dna_probe.engines import open_engine
 
-    return Options(batch_size=batch_size, workers=workers, cache=cache, progress=not quiet)
+    require_local(cache)
+    open_engine(engine)
+    return Options(batch_size=batch_size, workers=workers, cache=cache, progress=not quiet, engine=engine)
+
+
+def require_local(folder: Path | None) -> None:
+    """Raises ``DataError`` for a folder that was given as a URL: nothing is written there."""
+    from dna_probe.errors import DataError
+
+    # A path has lost one of the slashes.
+    if folder is not None and re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", str(folder)):
+        raise DataError(
+            f"{folder} cannot be written",
+            "Images and manifests can be read by URL, and results go to a disk",
+            "Write to a folder, and copy it",
+        )
 
 
 def make_backbone(name: str, weights: Path | None, device: str, random_weights: bool) -> Backbone:

@@ -39,7 +39,7 @@ def audit(
     equalisation = shared.make_equalisation(equalise, equalise_to)
     if out is not None:
         require_free(out, overwrite)
-    images = shared.read_set(data, layout, quiet)
+    images = shared.read_set(data, layout, quiet, images_for="The audit")
     audits = {GIVEN: run_audit(images, seed=seed, workers=workers, progress=not quiet)}
     changes = None
     if equalisation is not None:

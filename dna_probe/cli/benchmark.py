@@ -21,14 +21,14 @@ FIGURES = ("few-shot", "generators", "reliability", "roc")
 
 
 def benchmark(
-    data: Annotated[Path, typer.Argument(help="The data set: a folder, an archive or a manifest.")],
+    data: Annotated[str, typer.Argument(help="The data set: a folder, an archive, a manifest, or the URL of one.")],
     out: Annotated[Path, typer.Option(help="Folder for results, tables and figures.")],
     backbone: shared.BackboneName = "nano",
     protocol: Annotated[
         str,
         typer.Option(help="few-shot, leave-one-generator-out, cross-set, train-test, temporal or robustness."),
     ] = "few-shot",
-    test: Annotated[list[Path] | None, typer.Option(help="Data set that cross-set tests on; repeatable.")] = None,
+    test: Annotated[list[str] | None, typer.Option(help="Data set that cross-set tests on; repeatable.")] = None,
     methods: Annotated[
         str, typer.Option(help="By comma, such as dna,last-linear or dna[scorer=weight]; 'all' is every one.")
     ] = "all",
@@ -68,6 +68,7 @@ def benchmark(
     device: shared.Device = "auto",
     batch_size: shared.BatchSize = 16,
     workers: shared.Workers = 2,
+    engine: shared.Engine = "local",
     cache: shared.Cache = None,
     overwrite: shared.Overwrite = False,
     quiet: shared.Quiet = False,
@@ -116,7 +117,9 @@ def benchmark(
         transforms=shared.names(transforms),
         test_images=test_images,
     )
+    shared.require_local(out)
     require_free(out, overwrite)
+    options = shared.make_options(batch_size, workers, cache, quiet, engine)
     state = out.parent / f".{out.name}.partial"
     try:
         run = run_benchmark(
@@ -127,7 +130,7 @@ def benchmark(
             state=state,
             layout=layout,
             jobs=jobs or joblib.cpu_count(),
-            options=shared.make_options(batch_size, workers, cache, quiet),
+            options=options,
             say=(lambda line: None) if quiet else (lambda line: typer.echo(line, err=True)),
         )
     except KeyboardInterrupt:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     detector: Annotated[Path, typer.Argument(help="Folder that 'fit' wrote.")],
-    data: Annotated[Path, typer.Argument(help="Labelled images: a folder, an archive or a manifest.")],
+    data: Annotated[str, typer.Argument(help="Labelled images: a folder, an archive, a manifest, or the URL of one.")],
     out: Annotated[Path | None, typer.Option(help="Folder for evaluation.json and evaluation.csv.")] = None,
     layout: shared.LayoutName = "auto",
     modality: shared.Modality = "auto",
@@ -25,6 +25,7 @@ def evaluate(
     device: shared.Device = "auto",
     batch_size: shared.BatchSize = 16,
     workers: shared.Workers = 2,
+    engine: shared.Engine = "local",
     cache: shared.Cache = None,
     overwrite: shared.Overwrite = False,
     quiet: shared.Quiet = False,
@@ -38,14 +39,15 @@ def evaluate(
     from dna_probe.evaluation.examination import evaluate as examine
     from dna_probe.storage import replacing_folder, require_free
 
+    shared.require_local(out)
     if out is not None:
         require_free(out, overwrite)
+    options = shared.make_options(batch_size, workers, cache, quiet, engine)
     images = shared.read_set(data, layout, quiet, modality)
     loaded = load(detector, weights=weights, device=device)
     treatment = loaded.equalisation or shared.make_equalisation(equalise, equalise_to)
     if treatment is not None and not quiet:
         typer.echo(f"equalising: {treatment}", err=True)
-    options = shared.make_options(batch_size, workers, cache, quiet)
     found = examine(loaded, images, equalisation=treatment, seed=seed, options=options)
     if out is not None:
         with replacing_folder(out, overwrite) as folder:

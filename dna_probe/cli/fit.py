@@ -11,7 +11,10 @@ from dna_probe.cli import arguments as shared
 
 def fit(
     data: Annotated[
-        Path, typer.Argument(help="Folder (real/, fake/<generator>/) or table of training images, texts or recordings.")
+        str,
+        typer.Argument(
+            help="Folder (real/, fake/<generator>/) or table of training images, texts or recordings, or its URL."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder for the detector.")],
     backbone: shared.BackboneName = "nano",
@@ -47,6 +50,7 @@ def fit(
     device: shared.Device = "auto",
     batch_size: shared.BatchSize = 16,
     workers: shared.Workers = 2,
+    engine: shared.Engine = "local",
     cache: shared.Cache = None,
     overwrite: shared.Overwrite = False,
     quiet: shared.Quiet = False,
@@ -58,7 +62,9 @@ def fit(
     from dna_probe.images.views import equalise_set
     from dna_probe.storage import require_free
 
+    shared.require_local(out)
     require_free(out, overwrite)
+    options = shared.make_options(batch_size, workers, cache, quiet, engine)
     images = shared.read_set(data, layout, quiet, modality)
     treatment = shared.make_equalisation(equalise, equalise_to)
     more = real_images(reals, images.modality) if reals else None
@@ -83,7 +89,7 @@ def fit(
         target_fpr=target_fpr,
         equalisation=treatment if images.modality != "image" else None,
         seed=seed,
-        options=shared.make_options(batch_size, workers, cache, quiet),
+        options=options,
         **parameters,
     )
     detector = replace(detector, equalisation=treatment)
@@ -127,7 +133,7 @@ def echo_detector(detector) -> None:
         ("threshold", f"{detector.threshold:.3f}, unsure between {low:.3f} and {high:.3f}"),
         (
             "AUC, cross-fitted",
-            "too few images to cross-fit" if auc is None else f"{auc:.3f} on the training generators only",
+            f"too few {noun} to cross-fit" if auc is None else f"{auc:.3f} on the training generators only",
         ),
         ("forward pass", f"stops after layer {detector.deepest_layer + 1} of {detector.backbone.depth}"),
     ]

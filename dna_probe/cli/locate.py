@@ -11,7 +11,7 @@ from dna_probe.cli import arguments as shared
 
 def locate(
     data: Annotated[
-        Path | None, typer.Argument(help="Folder or table; left out, the built-in probe set of images.")
+        str | None, typer.Argument(help="Folder, table or URL of one; left out, the built-in probe set of images.")
     ] = None,
     backbone: shared.BackboneName = "nano",
     rule: shared.Rule = "transition",
@@ -24,6 +24,7 @@ def locate(
     device: shared.Device = "auto",
     batch_size: shared.BatchSize = 16,
     workers: shared.Workers = 2,
+    engine: shared.Engine = "local",
     cache: shared.Cache = None,
     overwrite: shared.Overwrite = False,
     quiet: shared.Quiet = False,
@@ -31,16 +32,18 @@ def locate(
 ) -> None:
     """Find the layers where attention turns local and real and fake come apart."""
     from dna_probe.images.probe_set import probe_set
+    from dna_probe.images.sets import noun_of
     from dna_probe.layer_rules import require_rule
     from dna_probe.location import locate_layers
     from dna_probe.storage import replacing_folder, require_free
 
     require_rule(rule)
+    shared.require_local(out)
     if out is not None:
         require_free(out, overwrite)
+    options = shared.make_options(batch_size, workers, cache, quiet, engine)
     images = probe_set() if data is None else shared.read_set(data, layout, quiet, modality)
     model = shared.make_backbone(backbone, weights, device, random_weights)
-    options = shared.make_options(batch_size, workers, cache, quiet)
     report = locate_layers(model, images, rule=rule, seed=seed, options=options)
     if out is not None:
         with replacing_folder(out, overwrite) as folder:
@@ -48,7 +51,7 @@ def locate(
     if json:
         shared.echo_json(report.to_json())
     elif not quiet:
-        echo_layers(report)
+        echo_layers(report, noun_of(images.modality))
     shared.report_skipped(report.skipped)
 
 
@@ -62,7 +65,7 @@ def write_report(report, folder: Path) -> None:
     plots.save(plots.layers(report)[0], folder / "layers.pdf")
 
 
-def echo_layers(report) -> None:
+def echo_layers(report, noun: str = "images") -> None:
     counts = report.provenance["images"]
     curves = ("cosine_shift", "normalised_shift", "probe_auc", "attention_js", "spread")
     rows = [
@@ -74,7 +77,7 @@ def echo_layers(report) -> None:
         for i, name in enumerate(report.layers)
     ]
     title = (
-        f"{report.provenance['backbone']['name']}, {counts['real']} real and {counts['fake']} fake images; "
+        f"{report.provenance['backbone']['name']}, {counts['real']} real and {counts['fake']} fake {noun}; "
         f"rule '{report.rule}' takes {len(report.selected)} of {len(report.layers)} layers (*)"
     )
     shared.echo_table(title, ["layer", *curves, "why"], rows)

@@ -39,7 +39,7 @@ def manifest(
         raise DnaProbeError(f"{out} is a folder", fix="Give the name of a file in it")
     if out.exists() and not overwrite:
         raise DnaProbeError(f"{out} exists", fix="Choose another file or pass --overwrite")
-    images = shared.read_set(data, layout, quiet)
+    images = shared.read_set(data, layout, quiet, images_for="A manifest")
     if data.is_file() and data.suffix.lower() in MANIFEST_SUFFIXES:
         for name, reason in changed_images(data, workers):
             typer.echo(f"note: {name}: {reason}", err=True)

@@ -23,7 +23,7 @@ CHECKS = (MASKING, STABILITY, SELECTIVITY)
 
 def verify(
     detector: Annotated[Path, typer.Argument(help="Folder that 'fit' wrote.")],
-    data: Annotated[Path, typer.Argument(help="Labelled images: a folder, an archive or a manifest.")],
+    data: Annotated[Path, typer.Argument(help="Labelled images, texts or recordings: a folder, archive or table.")],
     out: Annotated[Path, typer.Option(help="Folder for tables, figures and JSON of every check.")],
     checks: Annotated[str, typer.Option(help=f"What to check, by comma: {', '.join(CHECKS)}.")] = ",".join(CHECKS),
     interventions: Annotated[str, typer.Option(help="How units are masked, by comma.")] = "mean,zero,swap",
@@ -36,6 +36,7 @@ def verify(
     ] = "10,20,50",
     refits: Annotated[int, typer.Option(min=2, help="Of stability: selections per generator and shots.")] = 5,
     layout: shared.LayoutName = "auto",
+    modality: shared.Modality = "auto",
     weights: shared.Weights = None,
     seed: shared.Seed = 0,
     device: shared.Device = "auto",
@@ -59,7 +60,7 @@ def verify(
     numbers = _numbers(shots)
     require_interventions(masks)
     require_free(out, overwrite)
-    images = shared.read_set(data, layout, quiet)
+    images = shared.read_set(data, layout, quiet, modality)
     loaded = load(detector, weights=weights, device=device)
     if loaded.equalisation is not None and not quiet:
         typer.echo(f"equalising: {loaded.equalisation}", err=True)

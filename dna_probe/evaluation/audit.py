@@ -17,13 +17,13 @@ from dna_probe.evaluation.file_histograms import Histogram, histograms
 from dna_probe.evaluation.leaks import Cluster, duplicates, near_duplicates, split_groups
 from dna_probe.evaluation.metrics import Interval, auc, auc_interval
 from dna_probe.images.duplicates import find_near_duplicates, join_groups
-from dna_probe.images.layouts import read_images
 from dna_probe.images.reading import UnreadableImage
 from dna_probe.images.sampling import require_two_classes
 from dna_probe.images.sets import REAL, UNLABELLED, ImageSet
 from dna_probe.images.threads import in_order
 from dna_probe.images.views import CLASSES, file_words, summarise_files
 from dna_probe.probing import Folds, folds, linear_probe, out_of_fold_scores, small_fits
+from dna_probe.samples import read_images_for
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -224,7 +224,7 @@ def audit(data: Any, *, seed: int = 0, workers: int = 0, progress: bool = False)
     Raises:
         DataError: the set has only one class, or no image could be read.
     """
-    given = read_images(data)
+    given = read_images_for("The audit", data)
     require_two_classes(given)
     images, seen = inspect_set(given, workers, progress)
     return audit_inspected(images, seen, seed=seed, workers=workers, progress=progress)

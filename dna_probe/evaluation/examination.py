@@ -21,9 +21,9 @@ from dna_probe.evaluation.metrics import (
     weighted_balanced_accuracy,
 )
 from dna_probe.evaluation.results import plain
-from dna_probe.fitting import HASH_DIGITS
+from dna_probe.fitting import HASH_DIGITS, no_views
 from dna_probe.images.reading import content_hash
-from dna_probe.images.sets import FAKE, REAL, UNLABELLED, ImageSet
+from dna_probe.images.sets import FAKE, REAL, UNLABELLED, ImageSet, noun_of
 from dna_probe.images.views import Equalisation
 from dna_probe.samples import read_samples
 
@@ -76,7 +76,7 @@ class Evaluation:
         """A sentence for everything that makes the figures doubtful."""
         found = list(self.audit["flags"]) if self.audit else []
         if self.trained_on:
-            found.insert(0, f"{len(self.trained_on)} of the images were trained on, first {self.trained_on[0]}.")
+            found.insert(0, f"{len(self.trained_on)} of these samples were trained on, first {self.trained_on[0]}.")
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -121,13 +121,15 @@ def evaluate(
         equalisation: treatment of these images for a detector that has none of its own.
 
     Raises:
-        DataError: no labelled image, or none that can be read.
+        DataError: no labelled image, or none that can be read; an equalisation of texts or recordings.
     """
     options = options or Options()
     given = read_samples(data)
     given = given.subset(given.labels != UNLABELLED)
     if not len(given):
-        raise DataError(f"{given.origin} holds no labelled images")
+        raise DataError(f"{given.origin} holds no labelled {noun_of(given.modality)}")
+    if given.modality != "image":
+        no_views(given, equalisation=equalisation)
     if equalisation is not None and detector.equalisation is None:
         detector = replace(detector, equalisation=equalisation)
     is_image = given.modality == "image"

@@ -1,14 +1,15 @@
 """Run a benchmark: collect features once, fit and test every method in every cell, measure.
 
-What costs forward and backward passes happens first and in this process; the cells themselves are arithmetic on
-arrays and run in several. Each finished cell is a file, so that a run that was cut off goes on where it stopped and
-ends with the same bytes.
+What costs forward and backward passes happens first and, unless on a cluster, in this process; the cells themselves are
+arithmetic on arrays and run in several. Each finished cell is a file, so that a run that was cut off goes on where it
+stopped and ends with the same bytes.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ from dna_probe.collection import (
     collect_features,
     progress_bar,
 )
+from dna_probe.engines import Engine, open_engine
 from dna_probe.errors import ArtefactError, DataError, DnaProbeError
 from dna_probe.evaluation.methods import Method, Undecided, make_method
 from dna_probe.evaluation.outcomes import CellOutcome, Condition
@@ -103,7 +105,7 @@ def benchmark(
         data: the data set: a folder, a manifest, ``(images, labels)`` or an ``ImageSet``; ``tests`` are those that
             ``cross-set`` tests on.
         state: folder for what is finished; the same call after an interruption goes on from there.
-        jobs: processes for the arithmetic of the cells.
+        jobs: processes for the arithmetic of the cells, unless the engine of the options is a cluster.
         say: told what was found, before anything runs, and what is being done.
 
     Raises:
@@ -137,15 +139,18 @@ def benchmark(
                 advance(len(todo[start : start + TOGETHER]))
         say("Fitting and testing")
         # Only now: workers that wake while the backbone runs take its cores several times over.
-        _parallel(_run_cell, [(task, arena.arrays) for task in tasks], jobs, options)
+        if options.engine == "local":
+            _all(open_engine("local", min(jobs, len(tasks))), _run_cell, tasks, len(tasks), options, arena.arrays)
+        else:
+            _run_elsewhere(open_engine(options.engine), tasks, arena.arrays, options)
     images = ImageTable.from_frame(bench.frame())
     say("Measuring")
-    measured = Measured.join(
-        _parallel(_measure_file, [(file, images, conditions, settings.plan.seed) for file in files], jobs, options)
-    )
+    outcomes = map(CellOutcome.read, files)
+    engine = open_engine(options.engine, min(jobs, len(files)))
+    shared = images, conditions, settings.plan.seed
+    measured = Measured.join(_all(engine, _measure, outcomes, len(files), options, *shared))
     info = _info(bench, backbone, settings, cells, [CellOutcome.read(file).notes for file in files])
-    outcomes = (CellOutcome.read(file) for file in files)
-    result = summarise(info, measured, curves_of(outcomes, images), settings.plan.seed)
+    result = summarise(info, measured, curves_of(map(CellOutcome.read, files), images), settings.plan.seed)
     return BenchmarkRun(result, measured, files, bench)
 
 
@@ -344,7 +349,20 @@ def _tasks(
 
 
 def _run_cell(task: _Task, arrays: _Arrays) -> None:
-    """Fit and test every method of a cell, and write what they say.
+    _judge_cell(task, arrays).write(task.file)
+
+
+def _run_elsewhere(engine: Engine, tasks: Sequence[_Task], arrays: _Arrays, options: Options) -> None:
+    """The cells on machines that need not share a disk with this one: what they found is written here."""
+    found = engine.map(_judge_cell, tasks, arrays)
+    with progress_bar(len(tasks), options.progress, "cells") as advance, closing(found):
+        for task, outcome in zip(tasks, found, strict=True):
+            outcome.write(task.file)
+            advance(1)
+
+
+def _judge_cell(task: _Task, arrays: _Arrays) -> CellOutcome:
+    """Fit and test every method of a cell, and keep what they say.
 
     Methods see the test images in a random order, so that their place says nothing of their label either.
     """
@@ -383,33 +401,23 @@ def _run_cell(task: _Task, arrays: _Arrays) -> None:
                 judged[number, name] = replace(said, scores=said.scores[:, back], probability=probability)
     about = {"train_on": cell.train_on, "shots": cell.shots, "draw": cell.draw, "seed": cell.seed}
     notes = tuple(dict.fromkeys(f"{name}: {said.note}" for (_, name), said in judged.items() if said.note))
-    CellOutcome(about, task.trained, cell.test, judged, notes).write(task.file)
+    return CellOutcome(about, task.trained, cell.test, judged, notes)
 
 
-def _measure_file(file: Path, images: ImageTable, conditions: tuple[Condition, ...], seed: int) -> Measured:
-    return measure_outcome(CellOutcome.read(file), images, conditions, seed=seed)
+def _measure(outcome: CellOutcome, images: ImageTable, conditions: tuple[Condition, ...], seed: int) -> Measured:
+    return measure_outcome(outcome, images, conditions, seed=seed)
 
 
-def _parallel(function: Callable[..., Any], tasks: Sequence[tuple], jobs: int, options: Options) -> list[Any]:
+def _all(
+    engine: Engine, function: Callable[..., Any], parts: Iterable[Any], count: int, options: Options, *shared: Any
+) -> list[Any]:
     """The results of the calls, in order."""
     results = []
-    with progress_bar(len(tasks), options.progress, "cells") as advance:
-        for result in _calls(function, tasks, min(jobs, len(tasks))):
+    with progress_bar(count, options.progress, "cells") as advance:
+        for result in engine.map(function, parts, *shared):
             results.append(result)
             advance(1)
     return results
-
-
-def _calls(function: Callable[..., Any], tasks: Sequence[tuple], jobs: int) -> Iterator[Any]:
-    if jobs <= 1:
-        yield from (function(*task) for task in tasks)
-        return
-    from joblib import Parallel, delayed, parallel_config
-
-    # Arrays are shared through files instead of being copied to every process, and each worker keeps to one thread.
-    with parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1):
-        pool = Parallel(return_as="generator", max_nbytes="1M")
-        yield from pool(delayed(function)(*task) for task in tasks)
 
 
 def _run_key(bench: Bench, backbone: Backbone, settings: Settings, cells: Sequence[Cell]) -> str:

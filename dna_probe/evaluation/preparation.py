@@ -20,10 +20,10 @@ from dna_probe.evaluation.protocols import PROTOCOLS, Cell, Plan, plan_cells
 from dna_probe.fitting import DEFAULTS, DnaSettings
 from dna_probe.images.degradations import available_degradations, unavailable_degradations
 from dna_probe.images.duplicates import join_near_duplicates
-from dna_probe.images.layouts import read_images
 from dna_probe.images.sampling import require_two_classes
 from dna_probe.images.sets import FAKE, REAL, UNLABELLED, ImageSet, join
 from dna_probe.images.views import Equalisation, equalisation_report, equalise_set, unreadable
+from dna_probe.samples import read_images_for
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -138,7 +138,7 @@ def prepare(
         DataError: a set cannot be read, or the data set lacks a class.
     """
     options = options or Options()
-    read = [read_images(data, layout) for data in datas]
+    read = [read_images_for("The benchmark", data, layout) for data in datas]
     read = [one.subset(one.labels != UNLABELLED) if (one.labels == UNLABELLED).any() else one for one in read]
     for one in read:
         say(f"{one.describe()}{f'; found {one.layout}' if one.layout else ''}")

@@ -35,6 +35,10 @@ _zip_lock = threading.Lock()
 _table_lock = threading.Lock()
 
 
+class DamagedTable(DataError):
+    """A file is not the table that its name says it is."""
+
+
 @dataclass(frozen=True)
 class ZipMember:
     """One file of a zip."""
@@ -214,9 +218,9 @@ def _too_large() -> str:
     return f"larger than {MAX_BYTES >> 20} MiB"
 
 
-def damaged_table(table: Path, error: Exception) -> DataError:
+def damaged_table(table: Path, error: Exception) -> DamagedTable:
     kind = "an Arrow table" if table.suffix.lower() == ".arrow" else "a parquet table"
-    return DataError(f"{table} cannot be read as {kind}", " ".join(str(error).split()))
+    return DamagedTable(f"{table} cannot be read as {kind}", " ".join(str(error).split()))
 
 
 def _stamp(path: Path) -> tuple[int, int]:

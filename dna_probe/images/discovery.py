@@ -26,7 +26,7 @@ from dna_probe.images.groups import natural_key
 from dna_probe.images.hugging_face import is_saved_dataset, read_saved_dataset
 from dna_probe.images.manifests import read_tables
 from dna_probe.images.named_layouts import read_pattern, recognise
-from dna_probe.images.sets import ImageSet
+from dna_probe.images.sets import ImageSet, noun_of
 from dna_probe.images.tables import MANIFEST_SUFFIXES, TEXT_SUFFIXES, Table, open_table
 from dna_probe.images.webdataset import read_webdataset
 
@@ -65,7 +65,7 @@ def _discover_folder(root: Path) -> ImageSet:
     contents = look_into(root)
     tree = folder_tree(root, contents.images)
     if contents.images and _names_classes(tree):
-        return _note_unread(read_tree(tree), contents)
+        return note_unread(read_tree(tree), contents)
     tables, refused = _find_tables(root, contents)
     if tables:
         return _read_tables(tables, str(root))
@@ -94,12 +94,13 @@ def _names_classes(tree: Tree) -> bool:
     return named or recognise(tree)[0] is not None
 
 
-def _note_unread(image_set: ImageSet, contents: Contents) -> ImageSet:
-    """Say what else lies in a folder of images."""
+def note_unread(image_set: ImageSet, contents: Contents) -> ImageSet:
+    """Say what else lies in a folder of samples."""
     unread = _count(replace(contents, images=[]))
-    return (
-        replace(image_set, layout=f"{image_set.layout}; beside the images, not read: {unread}") if unread else image_set
-    )
+    if not unread:
+        return image_set
+    beside = f"beside the {noun_of(image_set.modality)}, not read: {unread}"
+    return replace(image_set, layout=f"{image_set.layout}; {beside}")
 
 
 def _count(contents: Contents) -> str:

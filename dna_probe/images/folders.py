@@ -14,6 +14,7 @@ from dna_probe.images.entries import Entry, assemble
 from dna_probe.images.groups import natural_key
 from dna_probe.images.reading import name_of
 from dna_probe.images.sets import FAKE, REAL, ImageSet, noun_of
+from dna_probe.images.sources import RemoteImage
 
 # HEIC is here so that it is named as unreadable where its decoder is missing, not passed over.
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
@@ -81,7 +82,10 @@ TEXTS = Kind(
 )
 RECORDINGS = Kind(
     modality="audio",
-    suffixes=frozenset({".wav", ".flac", ".mp3", ".ogg"}),
+    # The last three are here so that they are named as unreadable, not passed over.
+    suffixes=frozenset(
+        {".wav", ".flac", ".mp3", ".ogg", ".oga", ".opus", ".aif", ".aiff", ".au", ".caf", ".m4a", ".aac", ".wma"}
+    ),
     clear={**CLASS_FOLDERS, "bonafide": REAL, "bona-fide": REAL, "bona_fide": REAL, "spoof": FAKE, "spoofed": FAKE},
     weak={"ai": FAKE, "generated": FAKE},
     inner=frozenset({"0_real", "1_fake"}),
@@ -96,7 +100,7 @@ KINDS = {kind.modality: kind for kind in (IMAGES, TEXTS, RECORDINGS)}
 class TreeFile:
     """A sample's file and its path below the root of its tree."""
 
-    source: Path | Member
+    source: Path | Member | RemoteImage
     path: PurePosixPath
 
     @property

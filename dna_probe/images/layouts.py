@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from dna_probe.errors import DataError, unknown_name
-from dna_probe.images.archives import TABLE_SUFFIXES
+from dna_probe.images.archives import MEMBER_SUFFIXES, TABLE_SUFFIXES
 from dna_probe.images.discovery import as_tree, discover, find_tables_in, misfit, read_tree
 from dna_probe.images.entries import parse_label
 from dna_probe.images.folders import IMAGES, Kind, archive_tree, is_sample, look_into, read_class_folders, suffix_hint
@@ -18,10 +18,12 @@ from dna_probe.images.groups import find_groups, natural_key
 from dna_probe.images.hugging_face import is_dataset, is_saved_dataset, read_dataset, read_saved_dataset
 from dna_probe.images.manifests import read_tables
 from dna_probe.images.named_layouts import PATTERNS, FolderPattern, read_pattern
+from dna_probe.images.remote import read_remote
 from dna_probe.images.sampling import draw_shots as draw_shots
 from dna_probe.images.sampling import require_two_classes as require_two_classes
 from dna_probe.images.sampling import split_by_group as split_by_group
 from dna_probe.images.sets import UNLABELLED, ImageSet, noun_of
+from dna_probe.images.sources import StoredImage, is_url
 from dna_probe.images.tables import MANIFEST_SUFFIXES
 from dna_probe.images.webdataset import read_webdataset
 
@@ -50,7 +52,8 @@ def read_images(data: Any, layout: str = "auto") -> ImageSet:
     `save_to_disk` wrote.
 
     Manifest (.csv, .tsv, .jsonl, .json, .parquet): see `read_manifest`. Archives: a .zip is read like a folder, a .tar
-    as `read_webdataset` does; nothing is unpacked. Dataset: a Hugging Face `Dataset` or `DatasetDict`.
+    as `read_webdataset` does; nothing is unpacked. Dataset: a Hugging Face `Dataset` or `DatasetDict`. A folder or
+    manifest in an object store by its URL, such as s3://bucket/set: see `read_remote`.
 
     Tuple: (images, labels) or (images, labels, groups); labels 0/1 or "real"/"fake".
 
@@ -61,9 +64,13 @@ def read_images(data: Any, layout: str = "auto") -> ImageSet:
         raise unknown_name("layout", layout, ["auto", *LAYOUTS], DataError)
     if isinstance(data, ImageSet):
         return data
+    if is_url(data):
+        if not data.startswith("file://"):
+            return read_remote(data, layout)
+        data = data.removeprefix("file://")
     if isinstance(data, str | os.PathLike):
         path = Path(data)
-        if not path.exists():
+        if not os.path.exists(path):
             raise DataError(f"No such folder or manifest: {path}", "", "check the spelling, or give an absolute path")
         return discover(path) if layout == "auto" else LAYOUTS[layout].read(path)
     if is_dataset(data) and layout in ("auto", "datasets"):
@@ -79,22 +86,38 @@ def read_images(data: Any, layout: str = "auto") -> ImageSet:
     )
 
 
-def read_unlabelled(paths: Any, kind: Kind = IMAGES) -> list[Path]:
-    """The files to look at, in the order given: files, folders (their images, recursively, naturally sorted), globs.
+@dataclass(frozen=True)
+class ArchivedSample:
+    """A member of a zip or tar under the name it would have if its archive were a folder: `archive.zip/a/b.jpg`."""
 
-    Of folders and globs only files with a suffix of the kind are taken; a file named outright is always taken, so that
-    it is reported if it cannot be read. Raises `DataError`, naming the path, where one of them yields nothing.
+    source: Path | StoredImage
+    name: str
+
+    def read_bytes(self) -> bytes:
+        return self.source.read_bytes()
+
+
+def read_unlabelled(paths: Any, kind: Kind = IMAGES) -> list[Path | StoredImage]:
+    """The files to look at, in the order given: files, folders (their images, recursively, naturally sorted), globs,
+    zips and plain tars (read in place, like folders; patterns take them where they end in the suffix, as `*.zip`).
+
+    Of folders, archives and globs only files with a suffix of the kind are taken; a file named outright is always
+    taken, so that it is reported if it cannot be read. Raises `DataError`, naming the path, where one of them yields
+    nothing, or is a damaged archive.
     """
     if isinstance(paths, str | os.PathLike):
         paths = [paths]
-    found: list[Path] = []
+    found: list[Path | StoredImage] = []
     for given in paths:
         path = Path(given)
-        if path.is_dir():
+        files: Sequence[Path | StoredImage]
+        if os.path.isdir(path):
             files = look_into(path, kind).images
             if not files:
                 raise DataError(f"No {kind.noun} in {path}", suffix_hint(kind))
-        elif path.exists():
+        elif _is_archive(path):
+            files = _inside(path, kind)
+        elif os.path.exists(path):
             files = [path]
         elif glob.has_magic(str(given)):
             hits = sorted(glob.glob(os.path.expanduser(str(given)), recursive=True), key=natural_key)
@@ -103,6 +126,8 @@ def read_unlabelled(paths: Any, kind: Kind = IMAGES) -> list[Path]:
                 # A pattern that ends in ** also names every folder, whose files it names as well.
                 if hit.is_file() and is_sample(hit.name, kind):
                     files.append(hit)
+                elif _is_archive(hit) and str(given).lower().endswith(hit.suffix.lower()):
+                    files.extend(_inside(hit, kind))
                 elif hit.is_dir() and not str(given).endswith("**"):
                     files.extend(look_into(hit, kind).images)
             if not files:
@@ -113,6 +138,15 @@ def read_unlabelled(paths: Any, kind: Kind = IMAGES) -> list[Path]:
     if not found:
         raise DataError(f"No {kind.noun} were given", "", f"name files, folders or patterns such as '{kind.pattern}'")
     return found
+
+
+def _is_archive(path: Path) -> bool:
+    return path.suffix.lower() in MEMBER_SUFFIXES and os.path.isfile(path)
+
+
+def _inside(archive: Path, kind: Kind) -> list[ArchivedSample]:
+    files = archive_tree([archive], kind=kind).files
+    return [ArchivedSample(file.source, f"{archive}/{file.path}") for file in files]
 
 
 def _read_pattern(pattern: FolderPattern) -> Callable[[Path], ImageSet]:
@@ -220,10 +254,11 @@ def from_memory(data: tuple, modality: str = "image") -> ImageSet:
     images = _as_images(data[0])
     labels = data[1]
     if not hasattr(labels, "detach"):
-        labels = [parse_label(label, modality) if isinstance(label, str) else label for label in labels]
-        for position, label in enumerate(labels):
-            if label is None:
-                raise DataError(f"Unknown label {data[1][position]!r}", "", "labels are 0 or 1, real or fake")
+        given = list(labels)
+        labels = [parse_label(label, modality) if isinstance(label, str) else label for label in given]
+        unknown = [one for one, label in zip(given, labels, strict=True) if label is None]
+        if unknown:
+            raise DataError(f"Unknown label {str(unknown[0])!r}", "", "labels are 0 or 1, real or fake")
     groups = tuple(str(group) for group in data[2]) if len(data) == 3 else None
     made = ImageSet(images=images, labels=labels, groups=groups or (), modality=modality)
     if not len(made):

@@ -18,8 +18,8 @@ from dna_probe.images.entries import Entry, assemble, parse_date, parse_label
 from dna_probe.images.folders import SPLIT_FOLDERS, and_list, describe_splits
 from dna_probe.images.metadata import image_facts
 from dna_probe.images.reading import Source, UnreadableImage, content_hash, name_of, read_image
-from dna_probe.images.sets import ImageSet
-from dna_probe.images.sources import StoredImage
+from dna_probe.images.sets import ImageSet, noun_of, require_images
+from dna_probe.images.sources import RemoteImage, StoredImage, is_url, require_driver
 from dna_probe.images.tables import Table, is_given, open_table
 from dna_probe.images.threads import in_order
 from dna_probe.storage import write_atomically
@@ -28,6 +28,8 @@ WRITTEN_SUFFIXES = (".csv", ".jsonl", ".parquet")
 WRITTEN_COLUMNS = ("path", "label", "generator", "split", "group", "sha256", "width", "height", "format", "quality")
 _WORDS = {0: "real", 1: "fake", -1: "unlabelled"}
 _NUMBERS = ("width", "height", "quality")
+# Schemes of fsspec under which the disk of this machine can be read.
+_LOCAL = {"file", "local", "asynclocal", "dir", "reference"}
 
 
 def read_manifest(path: Path) -> ImageSet:
@@ -36,9 +38,10 @@ def read_manifest(path: Path) -> ImageSet:
     Columns path and label (0/1 or real/fake) must be there, or images inside instead of paths; generator, group,
     split, prompt (images of one prompt share a group) and release_date may be. A path is relative to the manifest's
     own folder, its root, or to the folder that a column `root` names; `archive.zip::member` names an image inside an
-    archive. Every path must lead to a place below the root, as written or with links followed: a manifest that was
-    made by mistake or by a stranger does not reach all files of a machine. A manifest of files elsewhere needs the
-    column `root`, which `write_manifest` adds by itself.
+    archive, and `s3://bucket/a.jpg`, or `root` and path together, one in an object store (see `RemoteImage`). Every
+    other path must lead to a place below the root, as written or with links followed: a manifest that was made by
+    mistake or by a stranger does not reach all files of a machine. A manifest of files elsewhere needs the column
+    `root`, which `write_manifest` adds by itself.
 
     Files that do not exist, and rows said twice, are listed in `skipped`. Raises `DataError` for a damaged table, a
     missing column, an unknown label, a path outside the root, one image under two labels or in two splits or groups,
@@ -47,11 +50,18 @@ def read_manifest(path: Path) -> ImageSet:
     return read_tables([open_table(path)], str(path), "manifest")
 
 
-def read_tables(tables: Sequence[Table], origin: str, title: str, skipped: Sequence[tuple[str, str]] = ()) -> ImageSet:
-    """The images that several tables describe, one after the other; see `read_manifest`. `title` names the layout."""
+def read_tables(
+    tables: Sequence[Table],
+    origin: str,
+    title: str,
+    skipped: Sequence[tuple[str, str]] = (),
+    modality: str = "image",
+) -> ImageSet:
+    """The images (texts, recordings) that several tables describe, one after the other; see `read_manifest`. `title`
+    names the layout."""
     tables = [table for table in tables if table.rows]
     if not tables:
-        raise DataError(f"{origin} lists no images")
+        raise DataError(f"{origin} lists no {noun_of(modality)}")
     found = _Reading()
     for table in tables:
         found.add(table)
@@ -64,7 +74,7 @@ def read_tables(tables: Sequence[Table], origin: str, title: str, skipped: Seque
     entries = found.entries
     if any(entry.group for entry in entries):
         entries = [replace(entry, group=entry.group or f"row {n}") for n, entry in enumerate(entries)]
-    return assemble(entries, origin, _describe(title, tables, found), [*skipped, *found.skipped])
+    return assemble(entries, origin, _describe(title, tables, found, modality), [*skipped, *found.skipped], modality)
 
 
 def changed_images(path: Path, workers: int = 0) -> tuple[tuple[str, str], ...]:
@@ -93,11 +103,12 @@ def write_manifest(
 
     Every image is read in full, in `workers` threads. Those that cannot be read, and those whose very content is
     listed as real and as fake, are left out and told in `skipped` of the set returned. `advance` is called with the
-    number of images done. Raises `DataError` for another suffix, for images that lie in no file, and where no image is
-    left.
+    number of images done. Raises `DataError` for another suffix, for texts and recordings, for images that lie in no
+    file, and where no image is left.
     """
     path = Path(path)
     require_manifest_name(path)
+    require_images(image_set, "A manifest")
     files = [_file_of(source, position) for position, source in enumerate(image_set.images)]
     facts: list[dict[str, Any] | UnreadableImage] = []
     for fact in in_order(lambda position: _facts(image_set.images[position]), len(image_set), workers):
@@ -229,13 +240,18 @@ def _label(table: Table, said: dict[str, Any], where: str) -> int:
     return label
 
 
-def _locate(value: Any, root: Any, table: Table, where: str) -> tuple[Path | Member, PurePosixPath]:
+def _locate(value: Any, root: Any, table: Table, where: str) -> tuple[Path | Member | RemoteImage, PurePosixPath]:
     """The file or archived image that a table names, and its path below the folder the table's paths start from."""
     value = value.get("path") if isinstance(value, dict) else value
     text = str(value) if is_given(value) else ""
     if not text.strip():
         raise DataError(f"{where} has no path")
-    folder = table.folder / _text(root)
+    text, root = (
+        given.strip().removeprefix("file://") if is_url(given.strip()) else given for given in (text, _text(root))
+    )
+    if is_url(text) or is_url(root):
+        return _locate_remote(text, root, where)
+    folder = table.folder / root
     # Blanks around a path are a habit of those who write tables by hand, but may also be part of a name.
     text = text if os.path.exists(folder / text) else text.strip()
     path = PurePosixPath(os.path.basename(os.path.abspath(folder)), text)
@@ -245,6 +261,22 @@ def _locate(value: Any, root: Any, table: Table, where: str) -> tuple[Path | Mem
     if archived and os.path.isfile(folder / file):
         return find_member(folder / file, member) or folder / text, path
     return folder / text, path
+
+
+def _locate_remote(text: str, root: str, where: str) -> tuple[RemoteImage, PurePosixPath]:
+    url = text if is_url(text) else f"{root.rstrip('/')}/{text}"
+    # A table must not reach the files of this machine by another name; see `_require_inside`.
+    if not is_url(url.rpartition("::")[2]) or {part.partition("://")[0].lower() for part in url.split("::")} & _LOCAL:
+        raise DataError(
+            f"{where} names a file of this machine by a URL: {url}",
+            "A manifest names those by path",
+            "write the path, or archive.zip::member",
+        )
+    path = PurePosixPath(url.partition("::")[0].partition("://")[2])
+    if ".." in path.parts:
+        raise DataError(f"{where} leads outside its root: {text}", "", "name the place itself")
+    require_driver(url)
+    return RemoteImage(url), path
 
 
 def _require_inside(file: Path, folder: Path, where: str, text: str) -> None:
@@ -266,11 +298,11 @@ def _prompt_group(prompt: object) -> str:
     return f"prompt {hashlib.sha256(text.encode()).hexdigest()[:12]}" if text else ""
 
 
-def _describe(title: str, tables: Sequence[Table], found: _Reading) -> str:
+def _describe(title: str, tables: Sequence[Table], found: _Reading, modality: str) -> str:
     """For instance: parquet: 3 files, images in 'image', label in 'label', generator in 'model', no splits."""
     parts = [f"{len(tables)} files"] if len(tables) > 1 else []
     images = dict.fromkeys(table.image_column for table in tables if table.image_column)
-    parts += [f"images in {and_list(repr(name) for name in images)}"] if images else []
+    parts += [f"{noun_of(modality)} in {and_list(repr(name) for name in images)}"] if images else []
     columns: dict[str, dict[str, None]] = {}
     for table in tables:
         for kind, names in table.columns().items():

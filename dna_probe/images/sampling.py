@@ -8,19 +8,21 @@ from collections.abc import Iterable
 import numpy as np
 
 from dna_probe.errors import DataError, unknown_name
-from dna_probe.images.sets import FAKE, REAL, ImageSet
+from dna_probe.images.folders import KINDS
+from dna_probe.images.sets import FAKE, REAL, ImageSet, noun_of
 
 _SHUFFLES = 16
 
 
 def require_two_classes(image_set: ImageSet) -> None:
     """Raises `DataError` unless the set holds real and fake images."""
+    kind = KINDS[image_set.modality]
     for label, word, other in ((REAL, "real", "fake"), (FAKE, "fake", "real")):
         if not (image_set.labels == label).any():
             raise DataError(
-                f"{image_set.origin} holds no {word} images",
+                f"{image_set.origin} holds no {word} {kind.noun}",
                 f"it holds {int((image_set.labels != label).sum())} that are {other}, and both classes are needed",
-                "arrange them as real/ and fake/<generator>/, or write a manifest with the columns path and label",
+                kind.advice,
             )
 
 
@@ -51,11 +53,12 @@ def shot_positions(
         fakes = fakes & np.isin(np.asarray(makers, dtype=object), wanted)
     reals = image_set.labels == REAL
     if min(reals.sum(), fakes.sum()) < shots:
+        noun = noun_of(image_set.modality)
         raise DataError(
-            f"{shots} images of each class were asked for, but {image_set.origin} holds "
+            f"{shots} {noun} of each class were asked for, but {image_set.origin} holds "
             f"{int(reals.sum())} real and {int(fakes.sum())} fake",
             "",
-            "ask for fewer shots, or add images",
+            f"ask for fewer shots, or add {noun}",
         )
     rng = np.random.default_rng(seed)
     used: Counter[str] = Counter()
@@ -107,7 +110,8 @@ def held_out_mask(image_set: ImageSet, test_fraction: float = 0.3, seed: int = 0
     for column, label in enumerate(labels):
         if (table[:, column] > 0).sum() < 2:
             raise DataError(
-                f"{image_set.origin} cannot be split: all {words.get(int(label), 'unlabelled')} images form one group",
+                f"{image_set.origin} cannot be split: all {words.get(int(label), 'unlabelled')} "
+                f"{noun_of(image_set.modality)} form one group",
                 "a group never lies on both sides",
             )
     totals = table.sum(0)

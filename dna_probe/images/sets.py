@@ -166,6 +166,16 @@ def join(sets: Iterable[ImageSet], origin: str | None = None) -> ImageSet:
     )
 
 
+def require_images(samples: ImageSet, what: str) -> None:
+    """Raises `DataError` unless the set is of images, of which alone there is what is named."""
+    if samples.modality != "image":
+        raise not_of_images(what, samples.origin, samples.modality)
+
+
+def not_of_images(what: str, where: Any, modality: str) -> DataError:
+    return DataError(f"{what} is of images, and {where} holds {noun_of(modality)}")
+
+
 def noun_of(modality: str) -> str:
     """What the samples of a modality are called: "images", "texts" or "recordings"."""
     if modality not in MODALITIES:

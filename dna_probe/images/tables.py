@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from dna_probe.errors import DataError
-from dna_probe.images.archives import TABLE_SUFFIXES, TableCell, image_column, read_columns, read_schema
+from dna_probe.images.archives import (
+    TABLE_SUFFIXES,
+    DamagedTable,
+    TableCell,
+    image_column,
+    read_columns,
+    read_schema,
+)
 from dna_probe.images.folders import Place, place_in_folders, shard_name, split_of
 from dna_probe.images.reading import Source
 
@@ -136,13 +143,11 @@ def _text_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             if kind in (".csv", ".tsv"):
-                reader = csv.DictReader(file, delimiter=_delimiter(file, kind), restkey="")
-                for row in reader:
-                    yield reader.line_num, row
+                yield from _csv_rows(csv.DictReader(file, delimiter=_delimiter(file, kind), strict=True), path)
             elif kind == ".jsonl":
                 for number, line in enumerate(file, start=1):
                     if line.strip():
-                        yield number, _record(json.loads(line), path, number)
+                        yield number, _record(_parsed(line, path, number), path, number)
             else:
                 table = json.load(file)
                 table = table.get("images") if isinstance(table, dict) else table
@@ -150,8 +155,35 @@ def _text_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                     raise DataError(f"{path} is no manifest", "a JSON manifest is a list of objects")
                 for number, record in enumerate(table, start=1):
                     yield number, _record(record, path, number)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as a {kind[1:]} table", str(error)) from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise _damaged(path, str(error)) from None
+
+
+def _csv_rows(reader: csv.DictReader, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        for row in reader:
+            # Spreadsheets end rows in empty cells.
+            if any(row.pop(None, ())):  # type: ignore[call-overload]
+                raise DamagedTable(
+                    f"Row {reader.line_num} of {path} has more cells than the header",
+                    "",
+                    "put cells that hold the delimiter into quotation marks",
+                )
+            yield reader.line_num, row
+    except csv.Error as error:
+        # Of the row that a stray quotation mark opens, the first line.
+        raise _damaged(path, f"row {reader.line_num + 1}: {error}") from None
+
+
+def _parsed(line: str, path: Path, number: int) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise _damaged(path, f"line {number}: {error.msg}, at column {error.colno}") from None
+
+
+def _damaged(path: Path, why: str) -> DamagedTable:
+    return DamagedTable(f"{path} cannot be read as a {path.suffix.lower()[1:]} table", why)
 
 
 def _record(record: Any, path: Path, number: int) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 MAX_LENGTH = 512
+# Parts of a stored tokeniser that tell how it was called.
+_CALLS = ("truncation", "padding")
 _TRIAL = "The quick brown fox jumps over the lazy dog while seven grey geese cross the river at dawn."
 
 
@@ -71,14 +74,20 @@ class TextPreprocessing:
 
     def to_json(self) -> dict[str, Any]:
         """What tells this tokeniser from another; the tokeniser itself comes with the backbone."""
-        fast = getattr(self.tokeniser, "backend_tokenizer", None)
-        if fast is not None:
-            content = fast.to_str()
-        else:
-            content = repr(sorted(self.tokeniser.get_vocab().items(), key=lambda pair: pair[1]))
         return {
             "modality": self.modality,
             "tokeniser": type(self.tokeniser).__name__,
-            "sha256": hashlib.sha256(content.encode()).hexdigest(),
+            "sha256": self._content_hash,
             "max_length": self.max_length,
         }
+
+    @cached_property
+    def _content_hash(self) -> str:
+        fast = getattr(self.tokeniser, "backend_tokenizer", None)
+        if fast is None:
+            content = repr(sorted(self.tokeniser.get_vocab().items(), key=lambda pair: pair[1]))
+        else:
+            # How it cuts and pads is left in it by whoever called it last.
+            kept = {name: part for name, part in json.loads(fast.to_str()).items() if name not in _CALLS}
+            content = json.dumps(kept, sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()

@@ -8,6 +8,7 @@ from pathlib import Path
 from dna_probe.content import open_content
 from dna_probe.errors import UnreadableSample
 from dna_probe.images.sources import StoredImage, is_stored
+from dna_probe.images.tables import MANIFEST_SUFFIXES
 from dna_probe.texts.mojibake import repair_mac_roman
 
 MAX_BYTES = 10_000_000
@@ -25,14 +26,16 @@ def read_text(source: str | Path | StoredImage, name: str | None = None) -> str:
     run of white space, line breaks too, made one space: editors and web pages set these, hardly ever the writer.
     Dashes, capitals, spelling and punctuation stay as they are.
 
-    Raises `UnreadableSample` where there is no text: a file that is missing, empty, larger than 10 MB or in another
-    encoding, and nothing but white space.
+    Raises `UnreadableSample` where there is no text: a file that is missing, empty, larger than 10 MB, a table or in
+    another encoding, and nothing but white space.
     """
     if name is None:
         name = str(source) if isinstance(source, Path) else source.name if is_stored(source) else "the text"
     if isinstance(source, str):
         _check_size(len(source), name)
         return _normalise(source, name)
+    if isinstance(source, Path) and source.suffix.lower() in MANIFEST_SUFFIXES:
+        raise UnreadableSample(name, "a table of texts, not one text", "give it by itself")
     if isinstance(source, Path) or is_stored(source):
         with open_content(source, name) as stream:
             content = stream.read(MAX_BYTES + 1)
@@ -62,7 +65,9 @@ def _decode(content: bytes, name: str) -> str:
 def _normalise(text: str, name: str) -> str:
     import ftfy
 
-    fixed = ftfy.fix_text(repair_mac_roman(text), uncurl_quotes=True, normalization="NFC", explain=False)
+    # Left to itself ftfy leaves entities alone where the text holds a "<", and smileys do.
+    settings = ftfy.TextFixerConfig(unescape_html=True, uncurl_quotes=True, normalization="NFC", explain=False)
+    fixed = ftfy.fix_text(repair_mac_roman(text), settings)
     words = fixed.translate(_INVISIBLE).split()
     if not words:
         raise UnreadableSample(name, "no text: nothing but white space" if text else "no text: it is empty")

@@ -23,6 +23,16 @@ def test_a_short_recording_is_repeated_not_padded():
     np.testing.assert_allclose(found[:4000], found[4000:8000], atol=1e-6)
 
 
+def test_as_much_is_read_as_the_extractor_fills_up_to():
+    from transformers import ASTFeatureExtractor, WhisperFeatureExtractor
+
+    whisper = AudioPreprocessing(WhisperFeatureExtractor())
+    assert whisper.seconds == 30 and whisper.load(np.sin(np.arange(9000))).shape == (80, 3000)
+    assert AudioPreprocessing(WhisperFeatureExtractor(), seconds=2).seconds == 2
+    assert AudioPreprocessing(ASTFeatureExtractor(num_mel_bins=64)).seconds == 10.24
+    assert AudioPreprocessing(waveform_extractor()).seconds == 4
+
+
 def test_a_spectrogram_has_frames_and_bands():
     reader = AudioPreprocessing(ast_extractor(), seconds=1.0)
     found = reader.load(np.random.default_rng(0).standard_normal(20_000).astype(np.float32))

@@ -23,6 +23,9 @@ FORMATS = {
     "ogg": ("OGG", "VORBIS", 0.1),
     "opus.ogg": ("OGG", "OPUS", 0.3),
     "mp3": ("MP3", "MPEG_LAYER_III", 0.1),
+    "aiff": ("AIFF", "PCM_16", 1e-3),
+    "au": ("AU", "PCM_16", 1e-3),
+    "caf": ("CAF", "PCM_16", 1e-3),
 }
 
 
@@ -37,9 +40,9 @@ def encoded(samples, kind="wav", rate=RATE):
     return buffer.getvalue()
 
 
-def reason_of(source, rate=RATE):
+def reason_of(source, rate=RATE, seconds=None):
     with pytest.raises(UnreadableSample) as caught:
-        read_audio(source, rate)
+        read_audio(source, rate, seconds=seconds)
     return caught.value.reason
 
 
@@ -64,6 +67,7 @@ def test_samples_in_memory():
         wave * 0.01,
         wave.astype(np.float64),
         torch.from_numpy(wave).requires_grad_(),
+        torch.from_numpy(wave).half(),
         whole,
         ((whole.astype(np.int32) + 32768).astype(np.uint16)),
         np.stack([wave, wave]),
@@ -76,7 +80,9 @@ def test_samples_in_memory():
     ]
     for source in sources:
         found = read_audio(source, RATE)
-        assert found.dtype == np.float32 and np.allclose(found, wave / np.abs(wave).max(), atol=1e-4)
+        assert found.dtype == np.float32 and np.allclose(found, wave / np.abs(wave).max(), atol=1e-3)
+    rough = read_audio(torch.from_numpy(wave).bfloat16(), RATE)
+    assert rough.dtype == np.float32 and np.allclose(rough, wave, atol=1e-2)
 
 
 @pytest.mark.parametrize("own_rate", [8000, 22050, 44100, 48000])
@@ -96,16 +102,58 @@ def test_what_lies_above_the_new_rate_does_not_fold_back():
     assert spectrum[np.abs(hertz - 5000) < 200].max() < 1e-3 * spectrum.max()
 
 
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("own_rate", [8000, 16000, 48000])
+def test_the_middle_is_that_of_the_whole(kind, own_rate, rng):
+    content = encoded(rng.uniform(-0.5, 0.5, 3 * own_rate + 77), kind, own_rate)
+    whole, found = (read_audio(content, RATE, seconds=seconds) for seconds in (None, 0.7))
+    start = (len(whole) - len(found)) // 2
+    middle = whole[start : start + len(found)]
+    assert found.shape == (11200,) and np.abs(found).max() == 1
+    assert np.allclose(found, middle / np.abs(middle).max(), atol=1e-5)
+    assert np.array_equal(read_audio(content, RATE, seconds=9), whole)
+
+
+@pytest.mark.parametrize("own_rate", [7919, 11025, 44100])
+def test_the_middle_of_samples_in_memory(own_rate, rng):
+    samples = rng.uniform(-0.5, 0.5, 2 * own_rate)
+    whole, found = (read_audio((samples, own_rate), RATE, seconds=seconds) for seconds in (None, 0.5))
+    middle = whole[(len(whole) - 8000) // 2 :][:8000]
+    assert np.allclose(found, middle / np.abs(middle).max(), atol=1e-5)
+
+
+def test_no_more_than_the_middle_is_decoded(monkeypatch):
+    content = encoded(tone(60), "flac")
+    read = soundfile.SoundFile.read
+    asked = []
+    monkeypatch.setattr(soundfile.SoundFile, "read", lambda file, n, **more: asked.append(n) or read(file, n, **more))
+    assert len(read_audio(content, RATE, seconds=1)) == RATE and sum(asked) < 1.1 * RATE
+
+
+def test_silence_is_looked_for_in_what_is_judged():
+    pause = np.concatenate([tone(), np.zeros(3 * RATE, np.float32), tone()])
+    shrill = tone(rate=48000, hertz=20000) * np.hanning(48000)
+    for source in (pause, (pause, RATE), encoded(pause)):
+        assert len(read_audio(source, RATE)) == 5 * RATE
+        with pytest.raises(UnreadableSample, match=r"silent in the middle 2\.5 seconds"):
+            read_audio(source, RATE, seconds=2.5)
+    assert len(read_audio((shrill, 48000), 48000)) == 48000
+    assert reason_of((shrill, 48000)) == "silent at 16000 Hz"
+    # A constant has no ends to be heard at.
+    assert reason_of((np.full(8000, 0.3), 8000)) == "silent"
+
+
 def test_level_and_depth_leave_no_trace():
     loud, quiet = (read_audio(encoded(tone(level=level), "deep.wav"), RATE) for level in (0.9, 0.09))
     assert np.allclose(loud, quiet, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["wav", "float.wav", "flac", "ogg", "opus.ogg", "mp3"])
-def test_half_a_file_is_not_half_a_recording(kind, rng):
+@pytest.mark.parametrize("seconds", [None, 0.2])
+def test_half_a_file_is_not_half_a_recording(kind, seconds, rng):
     # Noise, so that no format stores it in the first half.
     content = encoded(rng.uniform(-0.5, 0.5, 3 * RATE), kind)
-    reason = reason_of(content[: len(content) // 2])
+    reason = reason_of(content[: len(content) // 2], seconds=seconds)
     assert reason.startswith(("truncated: the file ends too early", "damaged", "no samples in it")), reason
 
 
@@ -147,6 +195,8 @@ def test_reasons(tmp_path):
         (np.zeros(9, np.int64), "an array of int64 is no recording"),
         ((tone(), 0), "0 is no rate: give samples in a second, a whole number"),
         ((tone(), 8000.5), "8000.5 is no rate: give samples in a second, a whole number"),
+        ((tone(), 10**9), "a sampling rate of 1000000000 Hz: 768000 is the highest"),
+        (encode_audio(tone(), 10**9), "a sampling rate of 1000000000 Hz: 768000 is the highest"),
         ((tone(),), "a tuple of 1 is no recording: give (samples, rate)"),
         (None, "a NoneType is no recording, no path and no array"),
     ):

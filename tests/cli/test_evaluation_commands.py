@@ -157,7 +157,7 @@ class TestBenchmark:
             (("--classifier", "lad"), "Did you mean 'lda'"),
             (("--shots", "ten"), "'ten' is not a number of shots"),
             (("--shots", "500"), "Ask for at most"),
-            (("--target-fpr", "0.05"), "needs at least 19 real training images"),
+            (("--target-fpr", "0.05"), "needs at least 19 real training samples"),
             (("--transforms", "jpge"), "Did you mean 'jpeg'"),
             (("--equalise-to", "big"), "is not understood"),
             (("--layout", "genimagee"), "Did you mean 'genimage'"),
@@ -198,7 +198,7 @@ class TestEvaluate:
     def test_table_and_json(self, capsys, data, detector, tmp_path):
         status, out, _ = run(capsys, "evaluate", detector, data, "--out", tmp_path / "e")
         assert status == 0 and "bal. acc." in out
-        assert "16 of the images were trained on" in out, "an evaluation on training images says so"
+        assert "16 of these samples were trained on" in out, "an evaluation on training images says so"
         result = json.loads((tmp_path / "e" / "evaluation.json").read_text())
         assert result["schema"] == "dna_probe.evaluation/1" and result["audit"]["verdict"]
         assert [row["generator"] for row in result["results"]] == ["all", "even", "odd"]
@@ -246,4 +246,4 @@ class TestFitOptions:
         assert status == 0
         assert json.loads((tmp_path / "d" / "manifest.json").read_text())["anchor"]["target_fpr"] == 0.1
         status, _, err = run(capsys, *base, "--target-fpr", "0.01", "--out", tmp_path / "e")
-        assert status == 2 and "needs at least 99 real training images, and there are 20" in err
+        assert status == 2 and "needs at least 99 real training samples, and there are 20" in err

@@ -452,7 +452,7 @@ class TestRefusals:
 
     def test_an_operating_point_with_too_few_reals_names_the_number_needed(self, backbone, tmp_path):
         settings = Settings(methods=QUICK, plan=Plan(shots=(4,), draws=1), target_fpr=0.05)
-        with pytest.raises(DataError, match="needs at least 19 real training images, and there are 4"):
+        with pytest.raises(DataError, match="needs at least 19 real training samples, and there are 4"):
             benchmark(backbone, make_set(), settings=settings, state=tmp_path)
 
     def test_too_many_shots(self, backbone, tmp_path):

@@ -1,5 +1,7 @@
 """The pixels must be those of timm's evaluation transform, number for number."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -72,6 +74,9 @@ def test_json_round_trip():
     assert Preprocessing.from_json(one.to_json()) == one
     assert Preprocessing.from_json(json.dumps(one.to_json())) == one
     assert json.loads(json.dumps(one.to_json())) == one.to_json()
+    assert "crop_rounding" not in one.to_json()
+    down = replace(one, crop_rounding="down")
+    assert down.to_json()["crop_rounding"] == "down" and Preprocessing.from_json(down.to_json()) == down != one
     with pytest.raises(DataError, match="Did you mean 'crop_pct'"):
         Preprocessing.from_json({"crop_pc": 1.0})
 
@@ -93,6 +98,7 @@ def test_from_timm_takes_a_models_own_configuration():
         ({"crop_pct": 0}, "crop_pct"),
         ({"crop_mode": "centre"}, "Did you mean 'center'"),
         ({"interpolation": "bicubik"}, "Did you mean 'bicubic'"),
+        ({"crop_rounding": "up"}, "Unknown crop rounding 'up'. Known: even, down"),
         ({"mean": (1, 2)}, "mean must be three numbers"),
         ({"std": (0, 1, 1)}, "std must be three numbers above 0"),
     ],

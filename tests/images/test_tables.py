@@ -6,9 +6,11 @@ import json
 import pytest
 
 from dna_probe.errors import DataError
+from dna_probe.images.archives import DamagedTable
 from dna_probe.images.entries import parse_date
 from dna_probe.images.layouts import read_images
 from dna_probe.images.reading import read_image
+from dna_probe.images.tables import open_table
 
 from .made_up_trees import NASTY, assert_reads_back, encoded, plant, plant_nasty, write_parquet
 
@@ -147,6 +149,27 @@ def test_empty_tables(tmp_path):
         read_images(tmp_path)
     write_parquet(tmp_path / "a-1.parquet", [{"image": encoded(n), "label": n} for n in range(2)])
     assert len(read_images(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    "name, content, words",
+    [
+        ("a.csv", "label,path\n0,a.png\n0,b, c.png\n", r"Row 3 of .*a\.csv has more cells than the header"),
+        ("a.csv", 'label,path\n0,"a.png\n1,"b.png"\n', "cannot be read as a csv table. row 2: ',' expected after"),
+        ("a.csv", 'label,path\n0,"a.png\n1,b.png\n', "cannot be read as a csv table. row 2: unexpected end of data"),
+        ("a.jsonl", '{"a": 1}\n\n{"a": 1, "b" 2}\n', "as a jsonl table. line 3: Expecting ':' delimiter, at column 14"),
+    ],
+)
+def test_damaged_rows_are_told_by_their_number(tmp_path, name, content, words):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(DamagedTable, match=words):
+        open_table(tmp_path / name)
+
+
+def test_rows_may_end_in_empty_cells_or_early(tmp_path):
+    (tmp_path / "a.csv").write_text('label,path,,group\n0,a.png,,,,\n1,"b ""x"".png"\n')
+    rows = [row for _, row in open_table(tmp_path / "a.csv").rows]
+    assert [row["path"] for row in rows] == ["a.png", 'b "x".png'] and rows[1]["group"] is None
 
 
 @pytest.mark.parametrize(

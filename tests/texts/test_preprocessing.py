@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from transformers import PreTrainedTokenizerFast
 
 from dna_probe.errors import DataError, UnreadableSample
 from dna_probe.texts.preprocessing import TextPreprocessing
@@ -26,8 +27,13 @@ def test_long_texts_are_cut_and_short_ones_are_not_padded():
 
 
 def test_what_a_tokeniser_leaves_nothing_of_is_unreadable():
-    with pytest.raises(UnreadableSample, match=r"nothing|no token|empty"):
-        TextPreprocessing(tokeniser()).load("   ")
+    from tokenizers import Regex, normalizers
+
+    picky = PreTrainedTokenizerFast(tokenizer_object=tokeniser().backend_tokenizer, model_max_length=64)
+    picky.backend_tokenizer.normalizer = normalizers.Replace(Regex("[^a-z ]"), "")
+    with pytest.raises(UnreadableSample, match="no token is left of it"):
+        TextPreprocessing(picky).load("1234")
+    assert len(TextPreprocessing(picky).load("1234 fox")) == 3
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -40,6 +46,13 @@ def test_another_tokeniser_is_told_from_this_one():
     one, same, other = (TextPreprocessing(make()).to_json() for make in (tokeniser, tokeniser, bare_tokeniser))
     assert one == same != other and one["modality"] == "text"
     assert TextPreprocessing(tokeniser(), max_length=20).to_json() != one
+
+
+def test_using_a_tokeniser_makes_no_other_of_it():
+    used = PreTrainedTokenizerFast(tokenizer_object=bare_tokeniser().backend_tokenizer, pad_token="[UNK]")
+    before = TextPreprocessing(used).to_json()
+    used(["fox", "the fox"], truncation=True, max_length=9, padding=True)
+    assert TextPreprocessing(used).to_json() == before
 
 
 def test_a_length_that_leaves_no_text_is_refused():

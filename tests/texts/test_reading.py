@@ -57,6 +57,7 @@ def test_what_the_writer_chose_stays():
     assert read_text(text) == text
     assert read_text("“Don’t”, she said; ‘fine’.") == "\"Don't\", she said; 'fine'."
     assert read_text("fish &amp; chips") == "fish & chips"
+    assert read_text("fish &amp; chips <3") == "fish & chips <3"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,80 @@
+"""The process around the application: where it listens, and how it stops without losing a request."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from typing import TYPE_CHECKING, Any
+
+from dna_probe.errors import DnaProbeError
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+# Seconds in which, once no connection is taken any more, the requests that are on their way on open ones arrive.
+GRACE = 0.5
+# Seconds that running requests may take after that; a client that stalls must not keep the service from stopping.
+PATIENCE = 60
+_BACKLOG = 2048
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 takes a free one.
+
+    Raises:
+        DnaProbeError: the host is not this machine's, or the port is taken.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DnaProbeError(
+            f"Nothing can listen on {host}, port {port}", reason, "Choose another --port or --host"
+        ) from error
+
+
+def run(application: FastAPI, listening: socket.socket) -> None:
+    """Serve until SIGTERM or SIGINT; then refuse new connections, answer what was asked, and return."""
+    import uvicorn
+
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: Any = None) -> None:
+            closing.append(True)
+            for server in self.servers:
+                server.close()
+            await asyncio.sleep(GRACE)
+            await super().shutdown(sockets)
+
+    closing: list[bool] = []
+    config = uvicorn.Config(
+        _Hanging(application, closing),
+        log_level="warning",
+        access_log=False,
+        ws="none",
+        server_header=False,
+        timeout_graceful_shutdown=PATIENCE,
+    )
+    # uvicorn sends itself the signal again once it has stopped, which would end the process with its number.
+    previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        Server(config).run([listening])
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+class _Hanging:
+    """ASGI middleware: once the service is closing, each answer asks the client to leave the connection."""
+
+    def __init__(self, app: Any, closing: list[bool]):
+        self.app, self.closing = app, closing
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def parting(message: Any) -> None:
+            if message["type"] == "http.response.start" and self.closing:
+                message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+            await send(message)
+
+        await self.app(scope, receive, parting)
