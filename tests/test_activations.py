@@ -31,6 +31,15 @@ TOKENS = 17
 OPTIONS = Options(batch_size=2, workers=0)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """A run that is killed is a fork, which has no more; and their number decides last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def backbone():
     return open_backbone(Planted())
@@ -221,24 +230,19 @@ class TestDisk:
 
 class TestProcesses:
     def test_killed_anywhere_and_started_again_it_ends_with_the_same_bytes(self, backbone, images, tmp_path):
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            whole = collect(backbone, images, tmp_path / "whole")
-            out = tmp_path / "out"
-            # Behind a shard and before its note, behind the first note, behind the manifest, and while it is tidied up.
-            for after, place in (
-                (1, (module, "write_atomically")),
-                (2, (module, "write_atomically")),
-                (3, (module, "write_atomically")),
-                (1, (module, "_write_manifest")),
-                (2, (Path, "unlink")),
-            ):
-                cut_off(after, place, lambda: collect(backbone, images, out))
-                assert not out.exists()
-            again = collect(backbone, images, out)
-        finally:
-            torch.set_num_threads(threads)
+        whole = collect(backbone, images, tmp_path / "whole")
+        out = tmp_path / "out"
+        # Behind a shard and before its note, behind the first note, behind the manifest, and while it is tidied up.
+        for after, place in (
+            (1, (module, "write_atomically")),
+            (2, (module, "write_atomically")),
+            (3, (module, "write_atomically")),
+            (1, (module, "_write_manifest")),
+            (1, (Path, "unlink")),
+        ):
+            cut_off(after, place, lambda: collect(backbone, images, out))
+            assert not out.exists()
+        again = collect(backbone, images, out)
         assert contents(again.folder) == contents(whole.folder)
         assert not list(tmp_path.glob(".*"))
 

@@ -113,11 +113,10 @@ class _Found:
 
     def _grid(self, site: Site, activation: Tensor, patches: int) -> Grid:
         """How the patches lie; in one row, where the model does not say it."""
-        if site.kind != "pattern" and site.layout in ("nchw", "nhwc"):
+        if site.kind != "pattern" and activation.ndim == 4:
             first = 2 if site.layout == "nchw" else 1
             return activation.shape[first], activation.shape[first + 1]
-        grid = self.backbone.grid
-        return grid if grid is not None and grid[0] * grid[1] == patches else (1, patches)
+        return self.backbone.grid_of(patches)
 
 
 def _patch_map(found: _Found) -> dict[str, Any]:
