@@ -46,7 +46,7 @@ def main(
 
 
 def measure(backbone: Backbone, layer: int, batch: int, rounds: int) -> tuple[float, float, float, float]:
-    """Time of the three readers by the whole forward's, and how far the probabilities of the last are from the first's."""
+    """Time of the three readers by that of the whole forward, and how far the last moves probabilities."""
     detector = fitted(backbone, layer)
     compiled = detector.compile()
     if compiled.trimmed is None or compiled.trimmed.reader is None:

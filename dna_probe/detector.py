@@ -30,7 +30,7 @@ from dna_probe.truncation import UnitSet
 
 if TYPE_CHECKING:
     from dna_probe.backbones.contract import Backbone
-    from dna_probe.trimming import Trimmed
+    from dna_probe.compiling import Trimmed
 
 SCHEMA = 1
 # Batches that `Detector.stream` runs together: reading does not run ahead of the model from one portion to the next.
@@ -253,9 +253,9 @@ class Detector:
         before. It is not stored with ``save``, and does not follow when the backbone's weights are changed later. With
         a cache, which keeps whole readings, and on another engine than the local one it runs as before, too.
         """
-        from dna_probe.trimming import compile_reader
+        from dna_probe.compiling import compile_reader
 
-        return replace(self, trimmed=compile_reader(self.backbone, self.units_by_reading))
+        return replace(self, trimmed=compile_reader(self.backbone, self.units_by_reading, self.anchor.predict_proba))
 
     def unit_values(
         self, images: ImageSet, options: Options | None
@@ -264,7 +264,7 @@ class Detector:
         options = options or Options()
         reader = self.trimmed.reader if self.trimmed else None
         if reader is not None and not options.cache and options.engine == "local":
-            from dna_probe.trimming import read_units
+            from dna_probe.compiling import read_units
 
             return read_units(self.backbone, reader, self.treated(images), options)
         wanted = self.units_by_reading

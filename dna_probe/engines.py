@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import sysconfig
 from collections import deque
@@ -108,8 +109,9 @@ class Cluster:
         except ImportError as error:
             raise needs_extra("The engine 'ray'", "ray", "ray") from error
         if not ray.is_initialized():
-            address = os.environ.get("RAY_ADDRESS")
+            address = os.environ.get("RAY_ADDRESS", "")
             try:
+                _knock(address)
                 ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
             except Exception as error:  # of a cluster that does not come up, Ray raises no kind of its own
                 raise DnaProbeError(
@@ -145,6 +147,13 @@ class Cluster:
             for ref in pending:
                 # By force: an interrupt may hit an import, and the process would go on with half a module.
                 ray.cancel(ref, force=True)
+
+
+def _knock(address: str) -> None:
+    """Raises ``OSError`` where nothing listens at HOST:PORT, for which Ray would wait many minutes."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=20).close()
 
 
 def _call(kept: tuple[str, Sequence[Any]], function: Callable[..., Any], part: Any) -> Any:

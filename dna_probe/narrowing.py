@@ -45,6 +45,13 @@ class _Moved:
     rest: Demand
 
 
+@dataclass(frozen=True)
+class _Taken:
+    """A part of what is there for another demand on the same node."""
+
+    of: Demand
+
+
 def narrow(graph: fx.Graph, constants: Mapping[str, Tensor], move: Collection[str] = MOVES) -> fx.GraphModule:
     """The same output from as little computation as the rules find.
 
@@ -59,11 +66,11 @@ def narrow(graph: fx.Graph, constants: Mapping[str, Tensor], move: Collection[st
 
 
 class _Demands:
-    """What is asked of every node, and how it is met; None: taken of the whole."""
+    """What is asked of every node, and how it is met; None: taken of the whole, which is computed."""
 
     def __init__(self, graph: fx.Graph, constants: Mapping[str, Tensor], move: Collection[str]):
         self.constants, self.move = constants, move
-        self.asked: dict[fx.Node, dict[Demand, _View | _Moved | None]] = {}
+        self.asked: dict[fx.Node, dict[Demand, _View | _Moved | _Taken | None]] = {}
         for node in reversed(graph.nodes):
             if node.op == "output":
                 self.ask(*node.all_input_nodes)
@@ -76,22 +83,28 @@ class _Demands:
 
     def settle(self, node: fx.Node) -> None:
         """Pass the demands on a node to its inputs; all who use it have asked."""
-        asked = self.asked[node]
-        asked.update({demand: self.view(node, demand) for demand in asked})
-        moved = {demand: self.moved(node, demand) for demand, view in asked.items() if view is None}
+        # Less narrow demands first: others may be parts of them.
+        asked = self.asked[node] = dict(sorted(self.asked[node].items(), key=lambda entry: len(entry[0])))
+        own: list[Demand] = []
+        for demand in asked:
+            cover = next((other for other in own if set(other) < set(demand)), None)
+            asked[demand] = self.view(node, demand) or (None if cover is None else _Taken(cover))
+            if asked[demand] is None:
+                own.append(demand)
+        moved = {demand: self.moved(node, demand) for demand in own}
         # Moved only if that is less work than the whole, from which all of them could be taken.
         if sum(share for _, share in moved.values()) < 1:
             asked.update({demand: how for demand, (how, _) in moved.items()})
         for how in asked.values():
             if isinstance(how, _View):
                 self.ask(how.of, demand=how.demand)
-            elif how is None:
-                self.ask(*node.all_input_nodes)
-            else:
+            elif isinstance(how, _Moved):
                 direct = {i: operand for i, operand in enumerate(operands(node)) if isinstance(operand, fx.Node)}
                 for position, operand in direct.items():
                     self.ask(operand, demand=how.operands.get(position, WHOLE))
                 self.ask(*(n for n in node.all_input_nodes if n not in direct.values()))
+            elif how is None:
+                self.ask(*node.all_input_nodes)
 
     def view(self, node: fx.Node, demand: Demand) -> _View | None:
         """The demand on what a node is a part of, or None if it is an operation."""
@@ -217,10 +230,13 @@ class _Writer:
     def whole(self, node: fx.Node) -> fx.Node:
         return self.done[node, WHOLE]
 
-    def write(self, node: fx.Node, demand: Demand, how: _View | _Moved | None) -> fx.Node:
+    def write(self, node: fx.Node, demand: Demand, how: _View | _Moved | _Taken | None) -> fx.Node:
         if isinstance(how, _View):
             part = self.done[how.of, how.demand]
             return self.call(aten.squeeze.dims, (part, list(how.dropped))) if how.dropped else part
+        if isinstance(how, _Taken):
+            rest = tuple(entry for entry in demand if entry not in how.of)
+            return self.take(self.done[node, how.of], rest, shape_of(node))
         if how is None:
             if (node, WHOLE) not in self.done:
                 self.done[node, WHOLE] = self.copy(node, {}, WHOLE)

@@ -152,10 +152,10 @@ def _softmax(node: fx.Node, axis: int, pick: Pick) -> Moves | None:
     return {0: [(axis, pick)]} if not pick.mean and axis != given(node)["dim"] % len(shape_of(node)) else None
 
 
-@_rule(aten.batch_norm.default, aten._native_batch_norm_legit_no_training.default)
+@_rule(aten.batch_norm.default)
 def _batch_norm(node: fx.Node, axis: int, pick: Pick) -> Moves | None:
     """With stored statistics: affine in each channel."""
-    if given(node).get("training"):
+    if given(node)["training"]:
         return None
     if axis != 1:
         return {0: [(axis, pick)]}

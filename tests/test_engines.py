@@ -76,6 +76,13 @@ class TestEngines:
             open_engine("ray")
         assert str(raised.value) == ("The engine 'ray' needs ray. It is not installed. pip install 'dna-probe[ray]'.")
 
+    def test_no_cluster_at_the_address(self, monkeypatch):
+        ray = pytest.importorskip("ray")
+        monkeypatch.setattr(ray, "is_initialized", lambda: False)
+        monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+        with pytest.raises(DnaProbeError, match=r"There is no Ray cluster at 127.0.0.1:1\. .*refused\. Start one"):
+            open_engine("ray")
+
     @pytest.mark.parametrize(("batch_size", "size"), [(1, 64), (16, 64), (7, 70), (64, 64), (100, 100)])
     def test_a_shard_is_whole_batches(self, batch_size, size):
         assert shard_size(batch_size) == size

@@ -4,15 +4,17 @@ import numpy as np
 import pytest
 import torch
 from torch import fx, nn
+from torch.nn import functional as F
 
 import dna_probe
-from dna_probe import trimming
+from dna_probe import compiling, trimming
 from dna_probe.backbones import open_backbone
 from dna_probe.collection import Options
 from dna_probe.errors import BackboneError
 from dna_probe.images.preprocessing import Preprocessing
+from dna_probe.narrowing import narrow
 from dna_probe.sites import Reading
-from dna_probe.trimming import TOLERANCE, UnitReader, deviation, trim
+from dna_probe.trimming import deviation, trace, trim
 
 from .backbones.zoo import backbone_of, pixels_for
 from .planted import images
@@ -28,7 +30,7 @@ class Attention(nn.Module):
     def forward(self, x):
         n, length, width = x.shape
         q, k, v = self.qkv(x).reshape(n, length, 3, 2, width // 2).permute(2, 0, 3, 1, 4).unbind(0)
-        x = nn.functional.scaled_dot_product_attention(q, k, v)
+        x = F.scaled_dot_product_attention(q, k, v)
         return self.proj(x.transpose(1, 2).reshape(n, length, width))
 
 
@@ -131,12 +133,11 @@ class TestTrim:
         trimmed = trim(backbone, {reading(backbone, 2, "cls"): [3, 5]})
         # The last block: query, keys, values, projection, up, and the two units' rows of down.
         assert weight_shapes(trimmed)[-6:] == [(16, 16), (16, 16), (16, 16), (16, 16), (64, 16), (2, 64)]
-        tokens = 17
-        whole = multiplications(trim(backbone, {reading(backbone, 1, "cls"): [0], reading(backbone, 1, "max"): [0]}),
-                                pixels_for(backbone, 1))
-        last = multiplications(trimmed, pixels_for(backbone, 1))
-        block = tokens * 12 * WIDTH**2 + 2 * tokens**2 * WIDTH
-        assert last < whole + 0.3 * block
+        square, tokens = WIDTH**2, 17
+        embedding = 16 * WIDTH * 3 * 8 * 8
+        block = 12 * square * tokens + 2 * WIDTH * tokens**2
+        last = 2 * square * tokens + 2 * square + 2 * WIDTH * tokens + 4 * square + 2 * 4 * WIDTH
+        assert multiplications(trimmed, pixels_for(backbone, 1)) == embedding + 2 * block + last
 
     def test_the_mean_of_a_linear_map_is_the_map_of_the_mean(self, backbone):
         units = {reading(backbone, 2, "cls"): [3], reading(backbone, 2, "mean"): [1, 9]}
@@ -168,11 +169,10 @@ class TestTrim:
         assert flags == [(m.training, dict(m._forward_hooks), set(vars(m))) for m in model.modules()]
         assert gradients == [p.requires_grad for p in model.parameters()]
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-        shared = {value.data_ptr() for value in model.state_dict().values()}
+        shared = {value.untyped_storage().data_ptr() for value in model.state_dict().values()}
         kept = {name: value for name, value in trimmed.state_dict().items() if "indices" not in name}
-        cut = [name for name, value in kept.items() if value.data_ptr() not in shared]
-        # A slice of a weight is a view; only the folded row of the layer scale and the mean's are new.
-        assert len(cut) <= 2 and "head" not in " ".join(kept)
+        assert all(value.untyped_storage().data_ptr() in shared for value in kept.values())
+        assert not any("head" in name for name in kept)
 
     def test_it_can_be_composed_and_exported(self, backbone):
         units = {reading(backbone, 2, "mean"): [3, 4]}
@@ -187,13 +187,13 @@ class TestTrim:
         half = open_backbone(copy.deepcopy(backbone.module).to(dtype), preprocessing=backbone.preprocessing)
         units = {Reading(half.layers[2], "mean"): [3], Reading(half.layers[2], "cls"): [4]}
         trimmed = trim(half, units)
-        assert "means" not in trimmed.meta["moved"]
+        assert trimmed.meta["moved"] == ()
         assert {value.dtype for value in trimmed.parameters()} == {dtype}
         pixels = pixels_for(half, 4)
         with torch.no_grad():
-            assert deviation(trimmed(pixels), plain(half, units, pixels), units) < TOLERANCE
+            assert torch.equal(trimmed(pixels), plain(half, units, pixels))
 
-    @pytest.mark.parametrize("name", ["dinov2_registers", "rope_mixed", "hf_beit", "resnet18"])
+    @pytest.mark.parametrize("name", ["dinov2_registers", "resnet18"])
     def test_other_families(self, name):
         known = backbone_of(name)
         units = {Reading(known.layers[0], "mean"): [1], Reading(known.layers[-1], "mean"): [5, 0]}
@@ -295,7 +295,7 @@ class TestCompile:
         plain_detector = dna_probe.detector.replace(detector, backbone=fixed)
         tried = plain_detector.compile()
         assert tried.trimmed.reader is None
-        assert "not trimmed: torch.export cannot trace it: its forward pass fixes the batch size" in repr(tried)
+        assert "not trimmed: It cannot be traced: its forward pass fixes the batch size" in repr(tried)
         assert np.array_equal(tried.predict_proba(pictures), plain_detector.predict_proba(pictures))
 
     def test_units_that_are_not_finite_are_an_error(self, compiled, pictures):
@@ -303,6 +303,66 @@ class TestCompile:
             def forward(self, x):
                 return torch.full((len(x), len(compiled.units)), torch.inf)
 
-        broken = dna_probe.detector.replace(compiled, trimmed=trimming.Trimmed(Overflow(), ""))
+        broken = dna_probe.detector.replace(compiled, trimmed=compiling.Trimmed(Overflow(), ""))
         with pytest.raises(dna_probe.errors.NumericalError, match="unit values are NaN or infinite"):
             broken.predict_proba(pictures)
+
+
+def called(module):
+    return [str(node.target).removeprefix("aten.") for node in module.graph.nodes if node.op == "call_function"]
+
+
+class TestInPlace:
+    def narrowed(self, function, *shape):
+        class It(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.linear = nn.Linear(8, 8)
+
+            def forward(self, x):
+                return function(self.linear, x)
+
+        module, x = It().eval(), torch.randn(3, *shape)
+        with torch.no_grad():
+            return narrow(*trace(module, x)), x
+
+    @pytest.mark.parametrize(
+        "function, expected",
+        [
+            (lambda f, x: F.gelu(f(x)), ["linear.default", "gelu_.default"]),
+            (lambda f, x: x + f(x), ["linear.default", "add_.Tensor"]),
+            (lambda f, x: x - f(x), ["linear.default", "sub.Tensor"]),
+            (lambda f, x: f(x) / 2, ["linear.default", "div_.Tensor"]),
+            # Used again, the input itself, and too small for the result.
+            (lambda f, x: torch.cat([F.relu(y := f(x)), y]), ["linear.default", "relu.default", "cat.default"]),
+            (lambda f, x: F.relu(x), ["relu.default"]),
+            (lambda f, x: f(x[:, :1]) + x, ["slice.Tensor", "linear.default", "add.Tensor"]),
+        ],
+    )
+    def test_only_what_nothing_else_looks_at_is_written_over(self, function, expected):
+        module, x = self.narrowed(function, 4, 8)
+        before, weights = x.clone(), {name: value.clone() for name, value in module.state_dict().items()}
+        with torch.no_grad():
+            wanted = module(x)
+            faster = compiling.in_place(module, x)
+            assert called(faster) == expected
+            assert torch.equal(faster(x), wanted) and torch.equal(x, before)
+        assert all(torch.equal(value, weights[name]) for name, value in faster.state_dict().items())
+
+
+def test_a_faster_way_that_deviates_is_not_taken(detector, monkeypatch):
+    def wrong(module):
+        graph = fx.Graph()
+        graph.output(graph.call_function(torch.mul, (graph.graph_copy(module.graph, {}), 1.0001)))
+        return fx.GraphModule(module, graph)
+
+    monkeypatch.setattr(compiling, "with_onednn", wrong)
+    assert detector.compile().trimmed.note == "trimmed: cut, selections and means moved"
+
+
+def test_a_machine_without_onednn(detector, monkeypatch):
+    def absent(module):
+        raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_linear_pointwise'")
+
+    monkeypatch.setattr(compiling, "with_onednn", absent)
+    assert detector.compile().trimmed.note == "trimmed: cut, selections and means moved"

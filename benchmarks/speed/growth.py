@@ -1,7 +1,7 @@
 """How time and memory of ``collect_moments`` grow with images, sites and width."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator
 from io import BytesIO
 from typing import Any
 
@@ -21,8 +21,10 @@ SITES = (1, 6, 12, 24)
 WIDTHS = ("vit_tiny_patch16_224", "vit_small_patch16_224", "vit_base_patch16_224")
 
 
-def growth(models: Sequence[str], batch: int, rounds: int) -> list[Block]:
-    return [with_images(batch), with_sites(models[0], batch, rounds), with_width(batch, rounds)]
+def growth(model: str, batch: int, rounds: int) -> Iterator[Block]:
+    yield with_images(batch)
+    yield with_sites(model, batch, rounds)
+    yield with_width(batch, rounds)
 
 
 def with_images(batch: int) -> Block:

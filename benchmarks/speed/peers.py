@@ -120,6 +120,7 @@ def forward_intermediates(backbone: Backbone, names: Sequence[str]) -> Run:
                 output_fmt="NLC",
                 intermediates_only=True,
             )
+            # It gives the class token and the patches apart; the other tools give them together.
             whole = [torch.cat((prefix, patches), 1) for patches, prefix in parts]
         return dict(zip(layers, whole, strict=True))
 
@@ -234,7 +235,7 @@ def tools_for(model: str) -> dict[str, Tool]:
     return {name: tool for name, tool in TOOLS.items() if tool.transformers in fitting}
 
 
-# Statistics: mean and variance of every unit in each class, (2 classes, 2, units), of the same readings for all.
+# Statistics: mean and variance of every unit in two classes, (mean and variance, class, unit), of the same readings for all.
 
 
 def readings_of(backbone: Backbone, names: Sequence[str]) -> list[Reading]:

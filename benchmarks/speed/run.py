@@ -48,7 +48,7 @@ def main(
     names = models.split(",")
     sections: dict[str, Callable[[], Iterable[Block]]] = {
         "peers": lambda: peers(names, batch, rounds),
-        "growth": lambda: growth(names, batch, rounds),
+        "growth": lambda: growth(names[0], batch, rounds),
         "end-to-end": lambda: end_to_end(names[0], batch),
         "trimmed": lambda: [trimmed(name, batch, rounds) for name in names],
     }

@@ -47,7 +47,7 @@ def verify(folder: shared.Cache = None, json: shared.Json = False) -> None:
     else:
         for fault in faults:
             typer.echo(f"{fault.path}: {fault.reason}")
-        typer.echo(f"{count} shards, {len(faults)} of them damaged")
+        typer.echo(f"shards: {count}, damaged: {len(faults)}")
     if faults:
         raise typer.Exit(3)
 
@@ -83,8 +83,7 @@ def prune(
         return
     for path, reason in pruned.removed:
         typer.echo(f"{path}: {reason}")
-    would = "would be " if dry_run else ""
-    typer.echo(f"{len(pruned.removed)} files {would}removed, {_size(pruned.size)} {would}freed")
+    typer.echo(f"files {'to remove' if dry_run else 'removed'}: {len(pruned.removed)}, {_size(pruned.size)}")
 
 
 def _named(folder: Path | None) -> Path:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, fx, nn
 
 from dna_probe.errors import BackboneError
 from dna_probe.exporting.resizing import preprocess
+from dna_probe.images.preprocessing import Preprocessing
 from dna_probe.images.reading import MIN_SIDE
 from dna_probe.trimming import trim
 
@@ -36,7 +37,7 @@ class DetectorGraph(nn.Module):
 
     def __init__(self, detector: Detector):
         super().__init__()
-        self.preprocessing = detector.backbone.preprocessing
+        self.preprocessing = cast(Preprocessing, detector.backbone.preprocessing)
         self.units = trim(detector.backbone, detector.units_by_reading)
         self.classifier = Classifier(detector.anchor)
 
@@ -46,6 +47,14 @@ class DetectorGraph(nn.Module):
 
 class Classifier(nn.Module):
     """``AnchorClassifier.predict_proba`` of fake: units (n, units) -> float32 (n,), in double precision inside."""
+
+    mean: Tensor
+    scale: Tensor
+    weight: Tensor
+    bias: Tensor
+    support: Tensor
+    dual: Tensor
+    gamma: Tensor
 
     def __init__(self, anchor: AnchorClassifier):
         super().__init__()

@@ -98,7 +98,8 @@ def _axis(length: Tensor, resized: Tensor, size: int, preprocessing: Preprocessi
     scale = length / resized
     if preprocessing.interpolation == "nearest":
         low = _nearest(positions, resized, scale)
-        high, centre, stretch, kernel = low + 1, low, torch.ones_like(scale), torch.ones_like
+        kernel: Callable[[Tensor], Tensor] = torch.ones_like
+        high, centre, stretch = low + 1, low, torch.ones_like(scale)
     else:
         kernel, reach = KERNELS[preprocessing.interpolation]
         stretch = scale.clamp(min=1)

@@ -106,6 +106,7 @@ def to_onnx(program: ExportedProgram, name: str) -> ModelProto:
             f"It runs {unknown[1]}, which has no translation" if unknown else _last_line(error),
             "Export it with --format torch-export",
         ) from error
+    assert made is not None  # which torch gives back where it writes no file
     for node in made.model.graph.all_nodes():
         # Stack traces, with the paths of this machine.
         node.metadata_props.clear()

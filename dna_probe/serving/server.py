@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 from typing import TYPE_CHECKING, Any
@@ -47,6 +48,8 @@ def run(application: FastAPI, listening: socket.socket) -> None:
             await asyncio.sleep(GRACE)
             await super().shutdown(sockets)
 
+    # What is wrong with a form is told to who sent it.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     closing: list[bool] = []
     config = uvicorn.Config(
         _Hanging(application, closing),

@@ -1,7 +1,7 @@
 """The sections of the speed benchmark give their columns, on a tiny model and in one round; nothing is timed here."""
 
 import json
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -72,13 +72,13 @@ def test_a_tool_that_fails_is_a_result(speed):
 
 
 def test_peaks_are_told_above_what_was_resident_before(speed):
-    peak = speed.measuring.peak_of(lambda: np.ones(4_000_000), times=2)
+    peak = speed.measuring.apart(speed.measuring.peak_of, partial(np.ones, 4_000_000), 2)
     assert 25 < peak.above < 60 and peak.process > peak.above
     assert speed.peers.peak_memory(speed.peers.TINY, "statistics", speed.peers.OURS, 2).process > 0
 
 
 def test_growth_is_told_by_images_sites_and_width(speed):
-    images, sites, width = speed.growth.growth([speed.peers.TINY], 2, 1)
+    images, sites, width = speed.growth.growth(speed.peers.TINY, 2, 1)
     assert [row["images"] for row in images.rows] == ["4", "8"]
     assert images.rows[0]["peak / that of the fewest"] == 1
     assert [row["sites"] for row in sites.rows] == [1, 3] and width.rows[0]["sites"] == 12

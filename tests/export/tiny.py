@@ -1,4 +1,4 @@
-"""Backbones small enough to be exported in a test: factories, so that a saved detector finds them again."""
+"""A backbone small enough to be exported in a test: a factory, so that a saved detector finds it again."""
 
 import timm
 import torch
@@ -13,11 +13,4 @@ def vit():
         "vit_tiny_patch16_224", pretrained=False, img_size=32, patch_size=8, depth=3, embed_dim=48, num_heads=3
     )
     model.pretrained_cfg = dict(CFG)
-    return model
-
-
-def cnn():
-    torch.manual_seed(0)
-    model = timm.create_model("convnext_atto", pretrained=False, depths=(1, 1, 1, 1), dims=(8, 16, 24, 32))
-    model.pretrained_cfg = {**CFG, "input_size": (3, 48, 64), "crop_mode": "border", "interpolation": "bilinear"}
     return model

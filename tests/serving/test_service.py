@@ -46,9 +46,13 @@ def detector():
 
 
 @pytest.fixture(scope="module")
-def service(detector, tmp_path_factory):
+def folder(detector, tmp_path_factory):
+    return detector.save(tmp_path_factory.mktemp("served") / "detector")
+
+
+@pytest.fixture(scope="module")
+def service(folder):
     """The address of ``dna-probe serve``; at the end it is asked to stop, and must end well."""
-    folder = detector.save(tmp_path_factory.mktemp("served") / "detector")
     limits = [str(part) for pair in LIMITS.items() for part in pair]
     process = subprocess.Popen(
         [sys.executable, "-m", "dna_probe", "serve", str(folder), "--port", "0", "--device", "cpu", *limits],
@@ -236,7 +240,7 @@ def test_sigterm_loses_no_request():
 
     def keep_asking(i: int) -> None:
         """One request after the other on one connection, until the service asks to leave it or refuses a new one."""
-        with httpx.Client(base_url=url, timeout=30) as client:
+        with httpx.Client(base_url=url, timeout=120) as client:
             while True:
                 asked.append(i)
                 answer = send(client, bytes(100 + i))
@@ -252,7 +256,7 @@ def test_sigterm_loses_no_request():
         in_flight = len(asked) - len(answered)
         process.send_signal(signal.SIGTERM)
         for client in clients:
-            client.result(30)
+            client.result(120)
     assert in_flight and sorted(asked) == sorted(answered) and set(answered) == set(range(24))
     assert process.wait(30) == 0 and process.stdout.read() == "stopped\n"
     with pytest.raises(httpx.ConnectError):
@@ -260,8 +264,11 @@ def test_sigterm_loses_no_request():
 
 
 class TestCommand:
-    def test_a_taken_port_is_told(self, detector, tmp_path, capsys):
-        folder = detector.save(tmp_path / "detector")
+    @pytest.fixture(autouse=True)
+    def untrimmed(self, monkeypatch):
+        monkeypatch.setattr(dna_probe.Detector, "compile", lambda self: self)
+
+    def test_a_taken_port_is_told(self, folder, capsys):
         with socket.create_server(("127.0.0.1", 0)) as taken:
             status = main(["serve", str(folder), "--port", str(taken.getsockname()[1])])
         said = capsys.readouterr().err
@@ -271,11 +278,10 @@ class TestCommand:
         assert main(["serve", str(tmp_path)]) == 2
         assert "is not a detector" in capsys.readouterr().err
 
-    def test_another_host_is_warned_of(self, detector, tmp_path, capsys, monkeypatch):
+    def test_another_host_is_warned_of(self, folder, capsys, monkeypatch):
         from dna_probe.serving import server
 
         monkeypatch.setattr(server, "run", lambda application, listening: listening.close())
-        folder = detector.save(tmp_path / "detector")
         assert main(["serve", str(folder), "--port", "0", "--host", "0.0.0.0"]) == 0
         assert "warning: 0.0.0.0 can be reached from other machines" in capsys.readouterr().err
         assert main(["serve", str(folder), "--port", "0"]) == 0
