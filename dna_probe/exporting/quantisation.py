@@ -1,9 +1,10 @@
 """Weights of 8 bits in a graph in ONNX.
 
-Linear maps are computed in 8 bits too, in blocks that have a scale of their own on both sides (``MatMulNBits`` of
-onnxruntime): a token with a huge activation, as large vision transformers have, then costs the others no precision.
-Convolutions are stored in 8 bits per output channel and computed as before: with the scale of one range of activations
-for a whole image, small networks lose most of what a detector reads.
+Linear maps are computed in 8 bits too, in blocks with a scale of their own on both sides (``MatMulNBits`` of
+onnxruntime). One scale for all activations of a batch would be faster, but then the verdict on an image would depend on
+the others of its batch, and a token with a huge activation, as large vision transformers have, would cost the rest its
+precision. Convolutions are stored in 8 bits per output channel and computed as before: small networks lose most of what
+a detector reads where their activations are rounded as well.
 """
 
 from __future__ import annotations
