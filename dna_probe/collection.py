@@ -388,7 +388,9 @@ def open_cache(backbone: Backbone, options: Options) -> RowCache | None:
     """The cache of this backbone under its weights and preprocessing, or None where no folder was given."""
     if not options.cache:
         return None
-    return RowCache.open(options.cache, digest(backbone.weight_hash, backbone.preprocessing.to_json()))
+    preprocessing = backbone.preprocessing.to_json()
+    about = {"backbone": backbone.name, "weight_hash": backbone.weight_hash, "preprocessing": preprocessing}
+    return RowCache.open(options.cache, digest(backbone.weight_hash, preprocessing), about)
 
 
 def stream_batches(

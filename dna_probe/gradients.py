@@ -198,8 +198,9 @@ def collect_gradients(
     read = replace(images.subset(sorted(index)), skipped=(*images.skipped, *skipped))
     features = Features(read, {r.name: np.concatenate([row[r.name] for row in rows])[order] for r in readings}, {})
     gradients = sums.average()
-    stored.put(images, readings, head, gradients)
+    # Whoever finds the gradients looks for the features too.
     stored.put_features(features)
+    stored.put(images, readings, head, gradients)
     return features, gradients
 
 

@@ -235,8 +235,7 @@ def tools_for(model: str) -> dict[str, Tool]:
     return {name: tool for name, tool in TOOLS.items() if tool.transformers in fitting}
 
 
-# Statistics: mean and variance of every unit in two classes, (mean and variance, class, unit), of the same readings for
-# all.
+# Statistics: mean and variance of every unit in two classes, (2, classes, units), of the same readings for all.
 
 
 def readings_of(backbone: Backbone, names: Sequence[str]) -> list[Reading]:
