@@ -204,7 +204,8 @@ def _require_equal(agreement: Agreement) -> None:
 
 
 def _words(images: Any) -> str:
-    return str(images) if isinstance(images, str | Path) else getattr(images, "origin", "the images given")
+    """What images are called in the file, which does not tell where on this machine they lie."""
+    return Path(images).name if isinstance(images, str | Path) else getattr(images, "origin", "the images given")
 
 
 def require_writable(path: str | Path, format: str | None = None, int8: bool = False, overwrite: bool = False) -> str:

@@ -127,7 +127,7 @@ def _split(weights: Tensor) -> Tensor:
 
 
 def _either(condition: Tensor, yes: Callable[..., Tensor], no: Callable[..., Tensor], arguments: tuple) -> Tensor:
-    if torch.compiler.is_exporting():
+    if torch.compiler.is_compiling():
         return torch.cond(condition, yes, no, arguments)
     return (yes if condition else no)(*arguments)
 
