@@ -34,7 +34,7 @@ def main(
 ) -> None:
     torch.set_num_threads(2)
     for model in models.split(","):
-        backbone = open_backbone(model, random_weights=True)
+        backbone = open_backbone(model, random_weights=True, device="cpu")
         columns = ["deepest layer", "stopped early", "trimmed", "compiled", "to reach", "largest change of probability"]
         table = Table(*columns, title=f"{model}, random weights, batch {batch}, two threads; the whole forward is 1")
         for layer in map(int, deepest.split(",")):

@@ -27,6 +27,7 @@ _HOMES = {
     "UnitSet": "truncation",
     "Verification": "verification",
     "audit": "evaluation.audit",
+    "collect_activations": "activation_shards",
     "evaluate": "evaluation.examination",
     "export": "exporting",
     "fit": "fitting",
@@ -34,6 +35,7 @@ _HOMES = {
     "locate_layers": "location",
     "measure_selectivity": "selectivity",
     "measure_stability": "stability",
+    "open_activations": "activations",
     "open_backbone": "backbones",
     "probe_set": "images.probe_set",
     "read_images": "images.layouts",
@@ -46,6 +48,8 @@ __all__ = [*_HOMES, "plots"]
 
 if TYPE_CHECKING:
     from dna_probe import plots as plots
+    from dna_probe.activation_shards import collect_activations as collect_activations
+    from dna_probe.activations import open_activations as open_activations
     from dna_probe.anchor import AnchorClassifier as AnchorClassifier
     from dna_probe.backbones import open_backbone as open_backbone
     from dna_probe.backbones.contract import Backbone as Backbone

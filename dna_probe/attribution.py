@@ -23,11 +23,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dna_probe.cache import digest
-from dna_probe.collection import NoReadableImage, Options, open_cache, stream_batches
+from dna_probe.collection import NoReadableImage, Options, open_cache
 from dna_probe.errors import DnaProbeError, unknown_name
 from dna_probe.gradients import LinearHead
 from dna_probe.images.sets import ImageSet
 from dna_probe.moments import require_finite
+from dna_probe.shards import stream_batches
 from dna_probe.sites import Reading, Site
 
 if TYPE_CHECKING:

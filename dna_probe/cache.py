@@ -63,7 +63,7 @@ class RowCache:
     Args:
         folder: the cache folder, made where it is missing.
         key: digest of all that the rows depend on besides the image and the names of the arrays.
-        about: the same in words, ``backbone``, ``weight_hash`` and ``preprocessing``, for people who look in.
+        about: the same in words, for people who look in: see ``CacheFolder``.
 
     Raises:
         DataError: the folder cannot be made.
@@ -80,7 +80,8 @@ class RowCache:
         self._shards: dict[str, _Shard] = {}
         self._places: dict[str, list[tuple[_Shard, int]]] = {}
         for path in _old_partials(self.folder):
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
         self._use(about)
 
     @classmethod
@@ -232,7 +233,8 @@ class CacheFolder:
     """What the cache holds under one key.
 
     Attributes:
-        about: ``backbone``, ``weight_hash`` and ``preprocessing``; nothing where the folder does not say it.
+        about: ``backbone``, ``weight_hash``, ``preprocessing``, ``precision`` and ``compiled``; nothing where the
+            folder does not say it.
         images: different images (or sets of them, for gradients) of which it holds something.
         readings: different arrays.
         shards: its files, the one written first ahead.
@@ -341,7 +343,9 @@ def _key_folders(folder: Path) -> list[Path]:
 
 
 def _look_into(path: Path) -> CacheFolder:
-    last_use = path.stat().st_mtime
+    last_use = 0.0
+    with suppress(FileNotFoundError):
+        last_use = path.stat().st_mtime
     stamps = _stamps(path)
     names = sorted(stamps, key=lambda name: (stamps[name], name))
     shards = [_open_shard(path / name, stamps[name], quiet=True) for name in names]
@@ -357,16 +361,29 @@ def _look_into(path: Path) -> CacheFolder:
 
 
 def _remove(paths: Iterable[Path]) -> None:
-    """Remove files, and the folders of keys that hold nothing more."""
-    folders = {path.parent: path.parent.stat() for path in paths}
+    """Remove files, and the folders of keys that hold nothing more; another process may be doing the same.
+
+    Raises:
+        DataError: a folder cannot be written.
+    """
+    by_folder: dict[Path, list[Path]] = {}
     for path in paths:
-        path.unlink(missing_ok=True)
-    for folder, before in folders.items():
-        if {path.name for path in folder.iterdir()} <= {ABOUT}:
-            shutil.rmtree(folder, ignore_errors=True)
-        else:
-            # Removing is no use.
-            os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
+        by_folder.setdefault(path.parent, []).append(path)
+    for folder, files in by_folder.items():
+        try:
+            with suppress(FileNotFoundError):
+                before = folder.stat()
+                for path in files:
+                    path.unlink(missing_ok=True)
+                if {path.name for path in folder.iterdir()} <= {ABOUT}:
+                    shutil.rmtree(folder, ignore_errors=True)
+                else:
+                    # Removing is no use.
+                    os.utime(folder, ns=(before.st_atime_ns, before.st_mtime_ns))
+        except OSError as error:
+            raise DataError(
+                f"Nothing can be removed from {folder}", error.strerror or str(error), "Run it as who owns the cache"
+            ) from error
 
 
 def _stamps(folder: Path) -> dict[str, tuple[int, int]]:

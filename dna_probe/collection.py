@@ -2,44 +2,38 @@
 
 Two collectors, both a single pass: ``collect_features`` (one row per image) and ``collect_moments`` (streaming
 statistics, memory independent of the number of images). ``dna_probe.gradients`` collects gradients the same way.
-Images go through in shards, whose size depends on the batch size alone; what was found in them is put together in their
-order, wherever they were worked on (``dna_probe.engines``).
+How images go through is in ``dna_probe.shards``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby
-from operator import itemgetter
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dna_probe.attention import summarise_energy, summarise_pattern, summarise_sequence
-from dna_probe.batches import Batch, load_batches
 from dna_probe.cache import RowCache, digest
-from dna_probe.engines import open_engine, shard_size
+from dna_probe.engines import shard_size
 from dna_probe.errors import DataError
 from dna_probe.images.reading import content_hash
 from dna_probe.images.sets import ImageSet, noun_of
+from dna_probe.images.threads import in_order
 from dna_probe.moments import ClassMoments, require_finite
+from dna_probe.precision import autocast, require_precision
+from dna_probe.shards import Shard, Take, feed_shards, named, run_shards
 from dna_probe.sites import Reading, Site, patch_tokens
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from dna_probe.backbones.contract import Backbone
-
-    # Positions and inputs of each batch, on the backbone's device.
-    Batches = Iterator[tuple[list[int], Tensor]]
-
-T = TypeVar("T")
+    from dna_probe.shards import Batches
 
 
 @dataclass(frozen=True)
@@ -52,6 +46,10 @@ class Options:
         cache: folder for features of images already seen, or None.
         progress: show a progress bar when standard error is a terminal.
         engine: ``local``, or ``ray`` for a cluster, see ``dna_probe.engines``.
+        precision: ``float32``, that of the weights; or ``bfloat16`` by autocast, see ``dna_probe.precision``. Gradients
+            are taken in float32. Not together with ``compile``.
+        compile: compute readings by ``torch.compile``, see ``compiling.compile_readings``; attention maps and
+            gradients are not. Worth its while from some thousand images on.
     """
 
     batch_size: int = 16
@@ -59,6 +57,8 @@ class Options:
     cache: Path | str | None = None
     progress: bool = False
     engine: str = "local"
+    precision: str = "float32"
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,39 +112,64 @@ def collect_features(
     names = [reading.name for reading in readings]
     names += [f"{site.name}/{part}" for site in attention for part in ("map", "entropy", "distance")]
     cache = open_cache(backbone, options)
-    hashes = [content_hash(image) for image in images.images] if cache is not None else []
-    known = [i for i, image in enumerate(hashes) if cache is not None and cache.has(image, names)]
-    missing = sorted(set(range(len(images))) - set(known))
-
+    # With a cache, copies of an image are computed once. Without one nothing is hashed, and every image is its own.
+    keys = list(map(str, range(len(images)))) if cache is None else _hashes(images, options.workers)
+    first = {keys[position]: position for position in reversed(range(len(images)))}
+    unique = sorted(first.values())
+    known = [position for position in unique if cache is not None and cache.has(keys[position], names)]
     rows: list[dict[str, np.ndarray]] = []
-    index: list[int] = []
-    skipped: list[tuple[str, str]] = []
+    row_of: dict[str, int] = {}
+    reasons: dict[str, str] = {}
 
-    def take(shard: Shard) -> None:
-        found = [missing[position] for position in shard.index]
-        if found:
-            rows.append(shard.found)
-            index.extend(found)
+    def keep(computed: Sequence[str], found: dict[str, np.ndarray]) -> None:
+        rows.append(found)
+        row_of.update(zip(computed, count(len(row_of))))
+
+    def take(shard: Shard, positions: Sequence[int]) -> None:
+        computed = [keys[positions[i]] for i in shard.index]
+        reasons.update((keys[positions[i]], reason) for i, reason in shard.failures)
+        if computed:
+            keep(computed, shard.found)
         if cache is not None:
-            cache.add([hashes[i] for i in found], shard.found)
-        skipped.extend(named(images, [(missing[position], reason) for position, reason in shard.failures]))
+            cache.add(computed, shard.found)
 
-    if missing:
-        feed = partial(_feed_features, readings=tuple(readings), attention=tuple(attention))
-        run_shards(feed, backbone, images.subset(missing), options, take)
+    feed = partial(_feed_features, readings=tuple(readings), attention=tuple(attention))
+    for positions in _missing(unique, set(known), shard_size(options.batch_size)):
+        run_shards(feed, backbone, images.subset(positions), options, partial(take, positions=positions))
     if cache is not None and known:
-        rows.append(cache.rows([hashes[i] for i in known], names))
-        index += known
+        found = [keys[position] for position in known]
+        keep(found, cache.rows(found, names))
+    index = [position for position, key in enumerate(keys) if key in row_of]
+    skipped = named(images, [(position, reasons[key]) for position, key in enumerate(keys) if key in reasons])
     if not index:
         raise NoReadableImage(images, skipped)
-    order = np.argsort(index)
+    order = [row_of[keys[position]] for position in index]
     columns = {name: np.concatenate([row[name] for row in rows])[order] for name in names}
-    read = images.subset(sorted(index))
+    read = images.subset(index)
     return Features(
         images=replace(read, skipped=(*images.skipped, *skipped)),
         values={reading.name: columns[reading.name] for reading in readings},
         attention={s.name: {k: columns[f"{s.name}/{k}"] for k in ("map", "entropy", "distance")} for s in attention},
     )
+
+
+def _hashes(images: ImageSet, workers: int) -> list[str]:
+    return list(in_order(lambda i: content_hash(images.images[i]), len(images), workers))
+
+
+def _missing(positions: Sequence[int], known: set[int], size: int) -> Iterator[list[int]]:
+    """Positions that are not known, in parts to be run: shards of which nothing is known, then what is left of others.
+
+    Whole shards alone, so that a run that goes on where another was cut off divides its images into the same batches;
+    what is left of a shard that was finished are images that cannot be read.
+    """
+    shards = [positions[start : start + size] for start in range(0, len(positions), size)]
+    untouched = [shard for shard in shards if known.isdisjoint(shard)]
+    begun = [shard for shard in shards if not known.isdisjoint(shard)]
+    rest = [[position for position in shard if position not in known] for shard in begun]
+    for part in (untouched, rest):
+        if found := [position for shard in part for position in shard]:
+            yield found
 
 
 def _feed_features(
@@ -159,27 +184,17 @@ def _feed_features(
     """Shards that hold the rows of each reading and attention summary, by name."""
     import torch
 
-    sites = {reading.site.name: reading.site for reading in readings} | {site.name: site for site in attention}
-    current: dict[str, Tensor] = {}
-
-    def visitor(site: Site) -> Callable[[Tensor], None]:
-        reduce = _reducer(site, readings, current)
-
-        def visit(activation: Tensor) -> None:
-            reduce(activation)
-            if site in attention:
-                for key, value in attention_summary(backbone, site, activation).items():
-                    current[f"{site.name}/{key}"] = value
-
-        return visit
-
-    with torch.inference_mode(), backbone.visiting({n: visitor(s) for n, s in sites.items()}) as run:
+    names = [reading.name for reading in readings]
+    ends = np.cumsum([reading.width for reading in readings])[:-1]
+    summaries: dict[str, Tensor] = {}
+    with torch.inference_mode(), _reading(backbone, readings, options, attention, summaries) as run:
 
         def work(batches: Batches) -> dict[str, np.ndarray]:
             rows: list[dict[str, np.ndarray]] = []
             for _, pixels in batches:
-                run(pixels)
-                rows.append({name: value.cpu().numpy() for name, value in current.items()})
+                table = run(pixels).cpu().numpy()
+                rows.append(dict(zip(names, np.split(table, ends, axis=1), strict=True)) if names else {})
+                rows[-1].update((name, value.cpu().numpy()) for name, value in summaries.items())
                 for name, values in rows[-1].items():
                     require_finite(values, "activation", name)
             return {name: np.concatenate([row[name] for row in rows]) for name in rows[0]} if rows else {}
@@ -187,15 +202,55 @@ def _feed_features(
         feed_shards(backbone, images, options, work, take)
 
 
-def _reducer(site: Site, readings: Sequence[Reading], into: dict[str, Tensor]) -> Callable[[Tensor], None]:
-    """A visitor that reduces the activation where it is, and keeps nothing of it."""
-    own = [reading for reading in readings if reading.site == site]
+@contextmanager
+def _reading(
+    backbone: Backbone,
+    readings: Sequence[Reading],
+    options: Options,
+    attention: Sequence[Site] = (),
+    summaries: dict[str, Tensor] | None = None,
+) -> Iterator[Callable[[Tensor], Tensor]]:
+    """A context whose function runs a batch and gives its readings side by side, (n, units) float32.
 
-    def visit(activation: Tensor) -> None:
-        for reading in own:
-            into[reading.name] = reading.reduce(activation).float()
+    Args:
+        attention: sites whose maps, entropies and distances are left in ``summaries``, by name.
+    """
+    import torch
 
-    return visit
+    require_precision(options.precision, options.compile)
+    if options.compile and not attention:
+        from dna_probe.compiling import compile_readings
+
+        yield compile_readings(backbone, readings)
+        return
+    widths = [reading.width for reading in readings]
+    columns: dict[str, Tensor] = {}
+
+    def visitor(site: Site) -> Callable[[Tensor], None]:
+        own = [reading for reading in readings if reading.site == site]
+
+        def visit(activation: Tensor) -> None:
+            for reading in own:
+                columns[reading.name].copy_(reading.reduce(activation))
+            if summaries is not None and site in attention:
+                for key, value in attention_summary(backbone, site, activation).items():
+                    summaries[f"{site.name}/{key}"] = value
+
+        return visit
+
+    sites = {reading.site.name: reading.site for reading in readings} | {site.name: site for site in attention}
+    with backbone.visiting({name: visitor(site) for name, site in sites.items()}) as forward:
+
+        def run(inputs: Tensor) -> Tensor:
+            # Copied into one table that is there before: a view would keep a whole activation, and show what the next
+            # module in place makes of it; small tensors made between large ones keep their room from being used again.
+            table = torch.empty(len(inputs), sum(widths), device=backbone.device)
+            columns.update(zip((reading.name for reading in readings), table.split(widths, 1), strict=True))
+            with autocast(backbone, options.precision):
+                forward(inputs)
+            return table
+
+        yield run
 
 
 def attention_summary(backbone: Backbone, site: Site, activation: Tensor) -> dict[str, Tensor]:
@@ -246,131 +301,15 @@ def _feed_moments(
     """Shards that hold the moments of all units, readings side by side."""
     import torch
 
-    current: dict[str, Tensor] = {}
-    visit = {r.site.name: _reducer(r.site, readings, current) for r in readings}
-    with torch.inference_mode(), backbone.visiting(visit) as run:
+    with torch.inference_mode(), _reading(backbone, readings, options) as run:
 
         def work(batches: Batches) -> ClassMoments:
             moments = ClassMoments(sum(reading.width for reading in readings))
             for positions, pixels in batches:
-                run(pixels)
-                values = torch.cat([current[reading.name] for reading in readings], dim=1).cpu().numpy()
-                moments.update(values, images.labels[positions])
+                moments.update(run(pixels).cpu().numpy(), images.labels[positions])
             return moments
 
         feed_shards(backbone, images, options, work, take)
-
-
-@dataclass(eq=False)
-class Shard:
-    """What was found in some neighbouring images of a set.
-
-    Attributes:
-        index: positions of those that could be read, in the order of the rows in ``found``.
-        failures: positions of the others, with the reason.
-        found: rows by name, moments, or sums, as who asked for it keeps them.
-    """
-
-    index: list[int]
-    failures: list[tuple[int, str]]
-    found: Any = None
-
-    def moved(self, start: int) -> Shard:
-        """The same at later positions."""
-        return Shard(
-            [position + start for position in self.index],
-            [(position + start, reason) for position, reason in self.failures],
-            self.found,
-        )
-
-
-Take = Callable[[Shard], None]
-# Goes over the images and hands each shard to the last argument, in order.
-Feed = Callable[["Backbone", ImageSet, Options, Take], None]
-
-
-def run_shards(feed: Feed, backbone: Backbone, images: ImageSet, options: Options, take: Take) -> None:
-    """Go over the images by the engine of the options; ``take`` gets every shard here and in order.
-
-    Args:
-        feed: for another engine than ``local``, something that can be pickled. It is then called with one shard of the
-            images at a time, at whose first image positions begin.
-    """
-    if options.engine == "local":
-        feed(backbone, images, options, take)
-        return
-    size = shard_size(options.batch_size)
-    starts = range(0, len(images), size)
-    shards = (replace(images.subset(slice(start, start + size)), skipped=()) for start in starts)
-    alone = replace(options, engine="local", cache=None, progress=False)
-    found = open_engine(options.engine).map(_run_shard, shards, feed, backbone, alone)
-    with progress_bar(len(images), options.progress) as advance, closing(found):
-        for start, shard in zip(starts, found, strict=True):
-            take(shard.moved(start))
-            advance(len(shard.index) + len(shard.failures))
-
-
-def _run_shard(images: ImageSet, feed: Feed, backbone: Backbone, options: Options) -> Shard:
-    shards: list[Shard] = []
-    feed(backbone, images, options, shards.append)
-    (shard,) = shards
-    return shard
-
-
-def feed_shards(
-    backbone: Backbone, images: ImageSet, options: Options, work: Callable[[Batches], Any], take: Take
-) -> None:
-    """``work`` on the batches of each shard, and hand over what it gives."""
-    with progress_bar(len(images), options.progress) as advance, closing(_load(backbone, images, options)) as loaded:
-        for _, batches in groupby(loaded, key=itemgetter(0)):
-            shard = Shard([], [])
-            shard.found = work(_listen(shard, backbone, (batch for _, batch in batches), advance))
-            take(shard)
-
-
-def _listen(
-    shard: Shard, backbone: Backbone, batches: Iterable[Batch], advance: Callable[[int], None]
-) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Positions and inputs of the batches, while the shard notes what could be read."""
-    import torch
-
-    for batch in batches:
-        shard.failures += [(position, reason) for position, _, reason in batch.failures]
-        shard.index += batch.index
-        if batch.index:
-            yield batch.index, torch.from_numpy(batch.inputs).to(backbone.device)
-        advance(len(batch.index) + len(batch.failures))
-
-
-def _load(backbone: Backbone, images: ImageSet, options: Options) -> Generator[tuple[int, Batch], None, None]:
-    """Batches with the position at which their shard begins; none has images of two shards."""
-    size = shard_size(options.batch_size)
-
-    def load() -> Generator[tuple[int, Batch], None, None]:
-        for start in range(0, len(images), size):
-            part = images.images[start : start + size]
-            for batch in load_batches(part, backbone.preprocessing, options.batch_size, options.workers):
-                index = [start + position for position in batch.index]
-                failures = [(start + position, name, reason) for position, name, reason in batch.failures]
-                yield start, replace(batch, index=index, failures=failures)
-
-    # Else the threads that decode would have nothing to do between two shards.
-    return _ahead(load()) if options.workers else load()
-
-
-def _ahead(values: Generator[T, None, None]) -> Generator[T, None, None]:
-    """The same values, each made while the one before it is being used."""
-    with closing(values), ThreadPoolExecutor(1, thread_name_prefix="dna-probe-batches") as pool:
-        coming = pool.submit(next, values, None)
-        while (value := coming.result()) is not None:
-            coming = pool.submit(next, values, None)
-            yield value
-
-
-def named(images: ImageSet, failures: Sequence[tuple[int, str]]) -> list[tuple[str, str]]:
-    """The names, as the set has them, in place of positions."""
-    names = images.names if failures else ()
-    return [(names[position], reason) for position, reason in failures]
 
 
 def require_modality(backbone: Backbone, samples: ImageSet) -> None:
@@ -389,33 +328,10 @@ def open_cache(backbone: Backbone, options: Options) -> RowCache | None:
     if not options.cache:
         return None
     preprocessing = backbone.preprocessing.to_json()
-    about = {"backbone": backbone.name, "weight_hash": backbone.weight_hash, "preprocessing": preprocessing}
-    return RowCache.open(options.cache, digest(backbone.weight_hash, preprocessing), about)
-
-
-def stream_batches(
-    backbone: Backbone, images: ImageSet, options: Options, skipped: list[tuple[str, str]]
-) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Positions and inputs of each batch on the backbone's device; unreadable samples go to ``skipped``."""
-    shard = Shard([], [])
-    with progress_bar(len(images), options.progress) as advance, closing(_load(backbone, images, options)) as loaded:
-        yield from _listen(shard, backbone, (batch for _, batch in loaded), advance)
-    skipped += named(images, shard.failures)
-
-
-@contextmanager
-def progress_bar(total: int, wanted: bool, unit: str = "images") -> Iterator[Callable[[int], None]]:
-    """A bar on standard error for work over two seconds; nothing when it is not a terminal."""
-    if not wanted:
-        yield lambda step: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(unit, total=total)
-        yield lambda step: progress.advance(task, step)
+    how = {"precision": options.precision, "compiled": options.compile}
+    about = {"backbone": backbone.name, "weight_hash": backbone.weight_hash, "preprocessing": preprocessing, **how}
+    key = digest(backbone.weight_hash, backbone.structure, preprocessing, how)
+    return RowCache.open(options.cache, key, about)
 
 
 class NoReadableImage(DataError):

@@ -11,16 +11,18 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from dna_probe.collection import NoReadableImage, Options, require_modality, stream_batches
-from dna_probe.errors import BackboneError, DataError
+from dna_probe.collection import NoReadableImage, Options, require_modality
+from dna_probe.errors import BackboneError, DataError, one_line
 from dna_probe.images.probe_set import photographs
 from dna_probe.images.sets import ImageSet
 from dna_probe.moments import require_finite
+from dna_probe.shards import stream_batches
 from dna_probe.sites import Reading
 from dna_probe.trimming import TOLERANCE, deviation, read_untrimmed, trim
 
@@ -31,6 +33,8 @@ aten = torch.ops.aten
 # Photographs that a reader is tried on, and the largest change of a probability: half of what is promised.
 TRIED = 8
 PROBABILITY_TOLERANCE = 5e-7
+# Sums in another order, through all layers.
+COMPILED_TOLERANCE = 1e-4
 # What oneDNN does in one pass with the linear map before it: operation -> its names there, by `approximate` for GELU.
 _FUSED = {
     "gelu.default/none": ("gelu", "none"),
@@ -92,6 +96,45 @@ def compile_reader(
         if deviation(found, expected, units_by_reading) <= TOLERANCE and change <= PROBABILITY_TOLERANCE:
             return Trimmed(reader, note + done)
     return Trimmed(None, "not trimmed: on photographs the trace deviates from the model")
+
+
+def compile_readings(backbone: Backbone, readings: Sequence[Reading]) -> Callable[[Tensor], Tensor]:
+    """Readings of a backbone of images by ``torch.compile``: pixels (n, 3, height, width) -> (n, units) float32.
+
+    The trace of ``trimming.trim`` is compiled, hooks and all, and kept as long as the backbone's weights are the same.
+    The first batch takes a minute or so.
+
+    Raises:
+        BackboneError: the backbone cannot be traced or compiled, or gives other numbers then.
+    """
+    known = _COMPILED.setdefault(backbone, {})
+    key = (backbone.weight_hash, backbone.device, tuple(readings))
+    if key not in known:
+        known[key] = _compiled(backbone, {reading: range(reading.width) for reading in readings})
+    return known[key]
+
+
+def _compiled(backbone: Backbone, units_by_reading: Mapping[Reading, Sequence[int]]) -> Callable[[Tensor], Tensor]:
+    pixels = torch.as_tensor(backbone.preprocessing.trial(2)).to(backbone.device)
+    try:
+        module = torch.compile(trim(backbone, units_by_reading))
+        with torch.inference_mode():
+            change = deviation(module(pixels), read_untrimmed(backbone, units_by_reading, pixels), units_by_reading)
+    except BackboneError as error:
+        raise BackboneError(f"{backbone.name} cannot be compiled", error.why, "Leave compiling out") from error
+    except Exception as error:
+        # Few of the compiler's errors have a class of their own.
+        raise BackboneError(
+            f"{backbone.name} cannot be compiled", one_line(error), "Install a C++ compiler, or leave compiling out"
+        ) from error
+    if change > COMPILED_TOLERANCE:
+        raise BackboneError(
+            f"{backbone.name} cannot be compiled", f"It deviates by {change:.1e} from the model", "Leave compiling out"
+        )
+    return module
+
+
+_COMPILED: WeakKeyDictionary[Backbone, dict[Any, Callable[[Tensor], Tensor]]] = WeakKeyDictionary()
 
 
 def read_units(

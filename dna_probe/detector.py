@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dna_probe.anchor import AnchorClassifier
-from dna_probe.collection import NoReadableImage, Options, collect_features, progress_bar, require_modality
+from dna_probe.collection import NoReadableImage, Options, collect_features, require_modality
 from dna_probe.errors import ArtefactError, BackboneError, DataError, DnaProbeError
 from dna_probe.images.archives import Member
 from dna_probe.images.layouts import ArchivedSample
@@ -24,6 +24,7 @@ from dna_probe.images.views import Equalisation, TreatedImage
 from dna_probe.location import LayerReport
 from dna_probe.samples import as_sources, is_single, is_table, read_unlabelled_samples
 from dna_probe.scoring import UnitScores
+from dna_probe.shards import progress_bar
 from dna_probe.sites import Reading, parse_unit, resolve_reading
 from dna_probe.storage import replacing_folder
 from dna_probe.truncation import UnitSet
@@ -228,6 +229,8 @@ class Detector:
         modality = self.modality
         if isinstance(images, ImageSet):
             return images
+        if isinstance(images, Iterator):
+            images = list(images)
         if isinstance(images, str | Path) and (os.path.isdir(images) or is_table(images)):
             images = read_unlabelled_samples([images], modality)
         elif is_single(images, modality) and getattr(images, "ndim", 3) != 4:
@@ -251,7 +254,7 @@ class Detector:
 
         Always a working detector: ``trimmed.note``, and its ``repr``, say what was done, or why its backbone runs as
         before. It is not stored with ``save``, and does not follow when the backbone's weights are changed later. With
-        a cache, which keeps whole readings, and on another engine than the local one it runs as before, too.
+        a cache, which keeps whole readings, on another engine and at another precision it runs as before, too.
         """
         from dna_probe.compiling import compile_reader
 
@@ -263,7 +266,8 @@ class Detector:
         """Values of the units, the positions of the images that they belong to, and the images that failed."""
         options = options or Options()
         reader = self.trimmed.reader if self.trimmed else None
-        if reader is not None and not options.cache and options.engine == "local":
+        plain = replace(options, cache=None, engine="local", precision="float32", compile=False)
+        if reader is not None and options == plain:
             from dna_probe.compiling import read_units
 
             return read_units(self.backbone, reader, self.treated(images), options)

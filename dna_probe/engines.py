@@ -14,6 +14,7 @@ import sys
 import sysconfig
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from copy import copy, deepcopy
 from dataclasses import dataclass, field
@@ -84,7 +85,14 @@ class Processes:
         # Arrays are shared through files instead of being copied to every process.
         with parallel_config("loky", n_jobs=self.jobs, inner_max_num_threads=1):
             pool = Parallel(return_as="generator", max_nbytes="1M")
-            yield from pool(delayed(function)(part, *shared) for part in parts)
+            try:
+                yield from pool(delayed(function)(part, *shared) for part in parts)
+            except BrokenExecutor as error:
+                raise DnaProbeError(
+                    "A process that worked on a part of this died",
+                    "The machine may be out of memory",
+                    "Take fewer --jobs; what was finished is kept",
+                ) from error
 
 
 @dataclass(frozen=True)

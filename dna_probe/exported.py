@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dna_probe.anchor import Calibration
-from dna_probe.collection import Options, progress_bar
+from dna_probe.collection import Options
 from dna_probe.detector import Prediction
 from dna_probe.errors import ArtefactError, DataError, needs_extra
 from dna_probe.images.preprocessing import _MAX_RESIZED, Preprocessing
@@ -26,6 +27,7 @@ from dna_probe.images.threads import in_order
 from dna_probe.images.views import Equalisation, TreatedImage
 from dna_probe.moments import require_finite
 from dna_probe.samples import as_sources, read_unlabelled_samples
+from dna_probe.shards import progress_bar
 
 SCHEMA = 1
 # Under this name the metadata lie in a file of either format.
@@ -36,6 +38,10 @@ REQUIRED = {"backbone", "modality", "preprocessing", "equalisation", "units", "c
 PORTION = 16
 # Whatever the batch size, no more pixels than this go through the graph at once, nor wait for others of their size.
 BATCH_PIXELS, WAITING_PIXELS = 16_000_000, 64_000_000
+
+# What the names begin with of those parts of a `.pt2` file that torch unpickles.
+PICKLED = ("opaque_obj_", "custom_obj_")
+_SWITCHING = threading.Lock()
 
 Run = Callable[[np.ndarray], np.ndarray]
 
@@ -89,12 +95,12 @@ class ExportedDetector:
                 name=metadata["backbone"]["name"],
                 units=tuple(metadata["units"]),
                 preprocessing=Preprocessing.from_json(metadata["preprocessing"]),
-                calibration=Calibration(**metadata["calibration"]),
+                calibration=_calibration(metadata["calibration"]),
                 equalisation=Equalisation.from_json(equalisation) if equalisation else None,
                 metadata=metadata,
                 run=run,
             )
-        except (KeyError, TypeError, DataError) as error:
+        except (KeyError, TypeError, ValueError, DataError) as error:
             raise ArtefactError(f"{path} is damaged", f"{type(error).__name__}: {error}", "Export it again") from error
 
     @property
@@ -128,7 +134,7 @@ class ExportedDetector:
         """A verdict per image, in the order given; an unreadable image keeps its place with the reason."""
         if isinstance(images, str | Path) and Path(images).is_dir():
             images = read_unlabelled_samples([images], self.modality)
-        elif not isinstance(images, ImageSet | list | tuple) and getattr(images, "ndim", 3) != 4:
+        elif not isinstance(images, ImageSet | list | tuple | Iterator) and getattr(images, "ndim", 3) != 4:
             images = [images]
         return list(self.stream(images, options))
 
@@ -140,12 +146,16 @@ class ExportedDetector:
             options: its batch size, workers and progress count; there is nothing to cache.
 
         Raises:
-            NumericalError: a probability is not finite.
+            DataError: a set of another modality, a batch size below 1. NumericalError: a probability is not finite.
         """
         options = options or Options()
+        if options.batch_size < 1:
+            raise DataError(f"batch_size must be at least 1, not {options.batch_size}")
         if isinstance(sources, str | os.PathLike):
             raise DataError(f"A list of images is needed, not the single one {str(sources)[:60]!r}")
         if isinstance(sources, ImageSet):
+            if sources.modality != self.modality:
+                raise DataError(f"{self.name} takes {noun_of(self.modality)}, not {noun_of(sources.modality)}")
             sources = sources.images
         total = len(sources) if isinstance(sources, Sized) else 0
         rest, first = iter(sources), 0
@@ -212,6 +222,13 @@ class ExportedDetector:
         )
 
 
+def _calibration(stored: Mapping[str, Any]) -> Calibration:
+    found = Calibration(**stored)
+    if not math.isfinite(found.threshold + found.low + found.high):
+        raise ValueError("a threshold is not finite")
+    return found
+
+
 def read_metadata(stored: str | None, path: Path) -> dict[str, Any]:
     """The metadata of an exported file.
 
@@ -229,7 +246,7 @@ def read_metadata(stored: str | None, path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ArtefactError(f"{path} is damaged", str(error), "Export it again") from error
     kind, _, version = str(metadata.get("schema", "") if isinstance(metadata, dict) else "").partition("/")
-    if kind != "dna_probe.exported" or not version.isdigit():
+    if kind != "dna_probe.exported" or not version.isdecimal():
         raise ArtefactError(f"{path} is damaged", "Its metadata have another schema", "Export it again")
     if int(version) > SCHEMA:
         raise ArtefactError(
@@ -252,10 +269,15 @@ def _open_onnx(path: Path, threads: int | None) -> tuple[Run, str | None]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads or _threads()
     options.log_severity_level = 3
+    _require_readable(path)
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has an exception of its own for every way in which a file can be damaged
-        raise ArtefactError(f"{path} is damaged", _first_line(error), "Copy or export it again") from error
+        raise ArtefactError(
+            f"{path} is damaged, or onnxruntime {onnxruntime.__version__} is too old for it",
+            _first_line(error),
+            "Copy or export it again, or upgrade onnxruntime",
+        ) from error
     stored = session.get_modelmeta().custom_metadata_map.get(METADATA)
     return lambda images: session.run(None, {"images": images})[0], stored
 
@@ -271,8 +293,10 @@ def _open_torch(path: Path) -> tuple[Run, str | None]:
     """How to run the graph of a ``.pt2`` file, and the metadata stored in it."""
     import torch
 
+    _require_readable(path)
     if not zipfile.is_zipfile(path):
         raise ArtefactError(f"{path} is damaged", "It is no zip file", "Copy or export it again")
+    _require_no_pickles(path)
     stored = {METADATA: ""}
     try:
         with _without_pickles():
@@ -287,19 +311,38 @@ def _open_torch(path: Path) -> tuple[Run, str | None]:
     return run, stored[METADATA] or None
 
 
+def _require_readable(path: Path) -> None:
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise ArtefactError(f"{path} cannot be read", error.strerror or str(error)) from error
+
+
+def _require_no_pickles(path: Path) -> None:
+    """Raises ``ArtefactError`` for a file with objects that torch would unpickle, whatever they run; ours have none."""
+    with zipfile.ZipFile(path) as archive:
+        told = b"".join(archive.read(entry) for entry in archive.infolist() if entry.filename.endswith("_config.json"))
+        names = "\n".join(archive.namelist())
+    if any(mark in names or mark.encode() in told for mark in PICKLED):
+        raise ArtefactError(
+            f"{path} holds Python objects", "Opening them could run any code", "Open files that 'export' wrote"
+        )
+
+
 @contextmanager
 def _without_pickles() -> Iterator[None]:
     """``torch.export.load`` would fall back to unpickling anything at all."""
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-    before = os.environ.get(name)
-    os.environ[name] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+    with _SWITCHING:
+        before = os.environ.get(name)
+        os.environ[name] = "1"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = before
 
 
 def _first_line(error: Exception) -> str:

@@ -22,6 +22,7 @@ from dna_probe.images.sources import EncodedImage
 from dna_probe.images.views import Equalisation, equalise_set
 from dna_probe.layer_rules import require_rule
 from dna_probe.location import LayerReport, bounded, collect_layer_features, report_layers
+from dna_probe.precision import agreement_of
 from dna_probe.probing import folds, small_fits
 from dna_probe.samples import as_sources, in_memory, is_single, read_samples, read_unlabelled_samples
 from dna_probe.scorers import Sensitivity, require_scorer
@@ -163,7 +164,7 @@ def fit(
     labels = features.images.labels
     origin = {"backbone": backbone.identity(), "data": features.images.fingerprint()}
     found = fit_units(features, readings, gradients, anchor, settings, processed, origin, RESAMPLES)
-    return Detector(
+    detector = Detector(
         backbone=backbone,
         units=tuple(found.unit_set.units),
         anchor=found.anchor,
@@ -189,6 +190,9 @@ def fit(
             "versions": versions(),
         },
     )
+    judge = detector.anchor.predict_proba
+    agreement = agreement_of(backbone, features.images, detector.units_by_reading, options, judge)
+    return replace(detector, provenance={**detector.provenance, **agreement})
 
 
 def no_views(

@@ -10,33 +10,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dna_probe.cache import digest
-from dna_probe.collection import (
-    Features,
-    NoReadableImage,
-    Options,
-    Shard,
-    Take,
-    collect_features,
-    feed_shards,
-    named,
-    open_cache,
-    run_shards,
-)
+from dna_probe.collection import Features, NoReadableImage, Options, collect_features, open_cache
 from dna_probe.images.reading import content_hash
 from dna_probe.images.sets import ImageSet
 from dna_probe.moments import require_finite
+from dna_probe.shards import Shard, Take, feed_shards, named, run_shards
 from dna_probe.sites import Reading, Site
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from dna_probe.backbones.contract import Backbone
-    from dna_probe.collection import Batches
+    from dna_probe.shards import Batches
 
     Pairs = dict[str, tuple[Tensor, Tensor]]
 
@@ -171,7 +161,7 @@ def collect_gradients(
         DataError: no image could be read.
         NumericalError: an activation or gradient is not finite.
     """
-    options = options or Options()
+    options = _in_full(options)
     stored = _StoredGradients(backbone, options)
     found = stored.get(images, readings, head)
     if found is not None:
@@ -187,6 +177,7 @@ def collect_gradients(
         if shard.index:
             rows.append(found)
             index.extend(shard.index)
+            stored.put_features([images.images[position] for position in shard.index], found)
         sums.merge(shard_sums)
         skipped.extend(named(images, shard.failures))
 
@@ -198,8 +189,6 @@ def collect_gradients(
     read = replace(images.subset(sorted(index)), skipped=(*images.skipped, *skipped))
     features = Features(read, {r.name: np.concatenate([row[r.name] for row in rows])[order] for r in readings}, {})
     gradients = sums.average()
-    # Whoever finds the gradients looks for the features too.
-    stored.put_features(features)
     stored.put(images, readings, head, gradients)
     return features, gradients
 
@@ -249,7 +238,7 @@ def collect_many_gradients(
     Raises:
         NumericalError: a gradient is not finite.
     """
-    options = options or Options()
+    options = _in_full(options)
     stored = _StoredGradients(backbone, options)
     own = [images.subset(request.members) for request in requests]
     found = [stored.get(part, r.readings, r.head) for part, r in zip(own, requests, strict=True)]
@@ -320,6 +309,11 @@ def _by_sites(
         yield list(sites), positions, [asking[position] for position in positions]
 
 
+def _in_full(options: Options | None) -> Options:
+    """The options as gradients heed them, and the features that come with them."""
+    return replace(options or Options(), precision="float32", compile=False)
+
+
 class _StoredGradients:
     """Gradients in the cache, under the head, the images and the readings; nothing where there is no cache."""
 
@@ -342,11 +336,12 @@ class _StoredGradients:
             arrays = {f"{f}/{n}": values[None] for f, by_name in parts.items() for n, values in by_name.items()}
             self.cache.add([self._key(images, readings, head)], arrays)
 
-    def put_features(self, features: Features) -> None:
+    def put_features(self, images: Sequence[Any], rows: Mapping[str, np.ndarray]) -> None:
+        """Whoever finds the gradients looks for the features too."""
         if self.cache is not None:
-            hashes = [content_hash(image) for image in features.images.images]
-            new = [i for i, image in enumerate(hashes) if not self.cache.has(image, features.values)]
-            self.cache.add([hashes[i] for i in new], {name: values[new] for name, values in features.values.items()})
+            hashes = [content_hash(image) for image in images]
+            new = [i for i, image in enumerate(hashes) if not self.cache.has(image, rows)]
+            self.cache.add([hashes[i] for i in new], {name: values[new] for name, values in rows.items()})
 
     @staticmethod
     def _key(images: ImageSet, readings: Sequence[Reading], head: LinearHead) -> str:

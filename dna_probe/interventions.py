@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dna_probe.batches import load_batches
-from dna_probe.collection import Options, progress_bar
+from dna_probe.collection import Options
 from dna_probe.errors import unknown_name
 from dna_probe.images.sets import FAKE, ImageSet
 from dna_probe.moments import require_finite
+from dna_probe.shards import progress_bar
 from dna_probe.sites import Reading, Site, patch_tokens
 
 if TYPE_CHECKING:

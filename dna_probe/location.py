@@ -28,6 +28,7 @@ from dna_probe.images.probe_set import probe_set
 from dna_probe.images.sampling import require_two_classes
 from dna_probe.images.sets import ImageSet
 from dna_probe.layer_rules import LayerChoice, choose_layers, require_rule
+from dna_probe.precision import agreement_of
 from dna_probe.probing import folds, out_of_fold_scores, small_fits
 from dna_probe.samples import read_samples
 from dna_probe.sites import Reading, Site
@@ -204,7 +205,9 @@ def locate_layers(
     require_two_classes(images)
     images = bounded(images, seed)
     features = collect_layer_features(backbone, images, options)
-    return report_layers(backbone, features, rule=rule, resamples=resamples, seed=seed, **rule_parameters)
+    report = report_layers(backbone, features, rule=rule, resamples=resamples, seed=seed, **rule_parameters)
+    agreement = agreement_of(backbone, features.images, layer_units(backbone), options)
+    return replace(report, provenance={**report.provenance, **agreement})
 
 
 def bounded(images: ImageSet, seed: int) -> ImageSet:
@@ -220,6 +223,11 @@ def layer_reading(site: Site) -> Reading:
     return Reading(site, site.default_reduction)
 
 
+def layer_units(backbone: Backbone) -> dict[Reading, range]:
+    """All units of every layer's reading."""
+    return {reading: range(reading.width) for reading in map(layer_reading, backbone.layers)}
+
+
 def map_site(backbone: Backbone, site: Site) -> Site:
     """Where the layer's map comes from: its attention pattern, or the layer itself."""
     return backbone.pattern(site.layer) or site
@@ -227,7 +235,7 @@ def map_site(backbone: Backbone, site: Site) -> Site:
 
 def collect_layer_features(backbone: Backbone, images: ImageSet, options: Options | None = None) -> Features:
     """What ``report_layers`` needs of each image, in one forward pass."""
-    readings = [layer_reading(site) for site in backbone.layers]
+    readings = list(layer_units(backbone))
     return collect_features(backbone, images, readings, [map_site(backbone, s) for s in backbone.layers], options)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from dna_probe.errors import SiteError, unknown_name
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 Kind = Literal["residual", "mlp", "heads", "pattern", "stage"]
@@ -123,12 +124,12 @@ class Reading:
             return activation[:, 0]
         patches = patch_tokens(self.site, activation)
         if self.reduction == "mean":
-            return patches.mean(1)
+            return patches.mean(1, dtype=_wide(patches))
         if self.reduction == "max":
             return patches.amax(1)
         if self.reduction == "std":
             return patches.std(1, correction=0)
-        return patches.topk(_top_count(patches), dim=1).values.mean(1)
+        return patches.topk(_top_count(patches), dim=1).values.mean(1, dtype=_wide(patches))
 
     def reduce_gradient(self, gradient: Tensor, activation: Tensor) -> Tensor:
         """Gradient of the output by the site -> derivative by the reading, (n, width).
@@ -168,6 +169,13 @@ class Reading:
     def _chosen(self, patches: Tensor) -> Tensor:
         """Positions of the patches that ``max`` or ``top`` reads, (n, chosen, width)."""
         return patches.topk(1 if self.reduction == "max" else _top_count(patches), dim=1).indices
+
+
+def _wide(values: Tensor) -> torch.dtype | None:
+    """The type to average in: of half precision float32, so that the mean is not rounded once more."""
+    import torch
+
+    return torch.float32 if values.dtype in (torch.float16, torch.bfloat16) else None
 
 
 def _top_count(patches: Tensor) -> int:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dna_probe.batches import load_batches
-from dna_probe.collection import Options, progress_bar, require_modality
+from dna_probe.collection import Options, require_modality
 from dna_probe.errors import DataError, DnaProbeError
 from dna_probe.evaluation.audit import inspect_set
 from dna_probe.evaluation.harness import Network
@@ -40,6 +40,7 @@ from dna_probe.images.sets import UNLABELLED, ImageSet
 from dna_probe.images.views import TOO_SMALL, Equalisation, equalise_set, unreadable
 from dna_probe.probing import small_fits
 from dna_probe.samples import read_samples
+from dna_probe.shards import progress_bar
 
 if TYPE_CHECKING:
     import pandas as pd

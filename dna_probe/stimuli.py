@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dna_probe.collection import NoReadableImage, Options, progress_bar
+from dna_probe.collection import NoReadableImage, Options
 from dna_probe.errors import DataError
 from dna_probe.fitting import HASH_DIGITS
 from dna_probe.images.degradations import Degradation
@@ -20,6 +20,7 @@ from dna_probe.images.reading import Source, UnreadableImage, content_hash, read
 from dna_probe.images.sets import FAKE, REAL, ImageSet
 from dna_probe.images.sources import EncodedImage, is_stored
 from dna_probe.images.views import TreatedImage
+from dna_probe.shards import progress_bar
 from dna_probe.tuning import Sweep
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dna_probe.errors import ArtefactError, DataError
@@ -18,9 +18,20 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         DataError: the disk is full or the folder cannot be written; what was there is kept.
     """
+    with replacing_file(path) as beside:
+        beside.write_bytes(content)
+
+
+@contextmanager
+def replacing_file(path: Path) -> Iterator[Path]:
+    """A name to write to, renamed to ``path`` when the context ends well and removed when it does not.
+
+    Raises:
+        DataError: the disk is full or the folder cannot be written; what was there is kept.
+    """
     beside = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        beside.write_bytes(content)
+        yield beside
         os.replace(beside, path)
     except OSError as error:
         raise DataError(
@@ -43,11 +54,7 @@ def replacing_folder(folder: str | Path, overwrite: bool = False) -> Iterator[Pa
     try:
         beside.mkdir(parents=True)
         yield beside
-        old = folder.with_name(f".{folder.name}.old.{uuid.uuid4().hex[:8]}")
-        if folder.exists():
-            folder.rename(old)
-        beside.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
+        publish(beside, folder, overwrite)
     except OSError as error:
         raise ArtefactError(
             f"{folder} could not be written",
@@ -56,6 +63,25 @@ def replacing_folder(folder: str | Path, overwrite: bool = False) -> Iterator[Pa
         ) from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def publish(beside: Path, folder: Path, overwrite: bool = False) -> None:
+    """Give a finished folder its name; what has the name makes room, and comes back where that fails.
+
+    Raises:
+        ArtefactError: something came to lie there, and ``overwrite`` is not set. OSError: the disk refuses.
+    """
+    require_free(folder, overwrite)
+    old = folder.with_name(f".{folder.name}.old.{uuid.uuid4().hex[:8]}")
+    try:
+        with suppress(FileNotFoundError):
+            folder.rename(old)
+        beside.rename(folder)
+    except BaseException:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def require_free(folder: str | Path, overwrite: bool = False) -> None:

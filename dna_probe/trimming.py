@@ -39,8 +39,10 @@ class UnitReader(nn.Module):
         self.module, self.sites, self.units = module, sites, dict(units_by_reading)
         weight = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(0))
         self.dtype = weight.dtype
-        for number, indices in enumerate(self.units.values()):
-            self.register_buffer(f"units_{number}", torch.tensor(indices, device=weight.device), persistent=False)
+        for number, (reading, indices) in enumerate(self.units.items()):
+            whole = list(indices) == list(range(reading.width))
+            chosen = None if whole else torch.tensor(indices, device=weight.device)
+            self.register_buffer(f"units_{number}", chosen, persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor:
         found: dict[Reading, Tensor] = {}
@@ -51,7 +53,10 @@ class UnitReader(nn.Module):
                     if reading.site.name != name:
                         continue
                     indices = getattr(self, f"units_{number}")
-                    if reading.reduction in ("cls", "mean"):
+                    if indices is None:
+                        # Not a view, which the next module in place would change.
+                        found[reading] = reading.reduce(activation).float().clone()
+                    elif reading.reduction in ("cls", "mean"):
                         found[reading] = reading.reduce(activation).index_select(1, indices).float()
                     else:
                         # No rule moves a selection through these.
@@ -86,21 +91,28 @@ def trim(backbone: Backbone, units_by_reading: Mapping[Reading, Sequence[int]]) 
         raise BackboneError(f"{backbone.name} cannot be trimmed", f"It takes {modality}, of any length")
     trials = [torch.as_tensor(backbone.preprocessing.trial(count)).to(backbone.device) for count in TRIALS]
     expected = [read_untrimmed(backbone, units_by_reading, pixels) for pixels in trials]
-    try:
-        with torch.no_grad(), frozen(backbone.module):
+    why = ""
+    with torch.no_grad(), frozen(backbone.module):
+        try:
             graph, constants = trace(UnitReader(_twin(backbone.module), backbone.sites, units_by_reading), trials[0])
-            exact = backbone.dtype in (torch.float32, torch.float64)
-            for move in (MOVES, MOVES[:1], ()) if exact else ((),):
+        except Exception as error:
+            # Whatever tracing stumbles over in somebody's model is a reason not to trim it, no fault of the detector.
+            why = f"It cannot be traced: {_reason(error)}"
+            raise BackboneError(f"{backbone.name} cannot be trimmed", why) from error
+        exact = backbone.dtype in (torch.float32, torch.float64)
+        for move in (MOVES, MOVES[:1], ()) if exact else ((),):
+            try:
                 trimmed = narrow(graph, constants, move)
-                trimmed.meta["moved"] = move
                 pairs = zip(trials, expected, strict=True)
                 worst = max(deviation(trimmed(pixels), units, units_by_reading) for pixels, units in pairs)
-                if worst <= TOLERANCE:
-                    return trimmed
-    except Exception as error:
-        # Whatever tracing stumbles over in somebody's model is a reason not to trim it, not a fault of the detector.
-        raise BackboneError(f"{backbone.name} cannot be trimmed", f"It cannot be traced: {_reason(error)}") from error
-    raise BackboneError(f"{backbone.name} cannot be trimmed", f"Its trace deviates by {worst:.1e} from the model")
+            except Exception as error:
+                why = f"Its trace cannot be run: {_reason(error)}"
+                continue
+            if worst <= TOLERANCE:
+                trimmed.meta["moved"] = move
+                return trimmed
+            why = f"Its trace deviates by {worst:.1e} from the model"
+    raise BackboneError(f"{backbone.name} cannot be trimmed", why)
 
 
 def read_untrimmed(backbone: Backbone, units_by_reading: Mapping[Reading, Sequence[int]], pixels: Tensor) -> Tensor:

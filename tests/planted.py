@@ -47,7 +47,7 @@ class Planted(nn.Module):
 
     def forward(self, x):
         patches = self.embed(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], 1)
+        x = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], 1)
         for block in self.blocks:
             x = block(x)
         return x

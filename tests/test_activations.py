@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from dna_probe import activations as module
-from dna_probe.activations import collect_activations, estimate_size, open_activations
+from dna_probe import activation_shards as module
+from dna_probe.activation_shards import collect_activations, estimate_size
+from dna_probe.activations import open_activations
 from dna_probe.backbones import open_backbone
 from dna_probe.cli import main
 from dna_probe.collection import NoReadableImage, Options

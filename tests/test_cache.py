@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,9 +22,11 @@ from dna_probe import engines
 from dna_probe.backbones import open_backbone
 from dna_probe.cache import CacheWarning, RowCache, list_cache, prune_cache, verify_cache
 from dna_probe.cli import main
-from dna_probe.collection import Options, collect_features
+from dna_probe.collection import Options, collect_features, open_cache
 from dna_probe.errors import DataError
+from dna_probe.gradients import _GradientSums, collect_gradients
 from dna_probe.images.layouts import read_images
+from dna_probe.scoring import reference_head
 from dna_probe.sites import Reading
 
 from .planted import Planted, images
@@ -252,6 +255,11 @@ class TestFullDisk:
         plain = collect_features(backbone, data, readings)
         assert np.array_equal(found.of(readings), plain.of(readings))
 
+    def test_a_command_says_it_in_a_line(self, tmp_path, ten_pictures, full, capsys):
+        assert main(["locate", str(ten_pictures), "--cache", str(tmp_path), "--quiet"]) == 0
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line]
+        assert line.startswith("dna-probe: The cache ") and "No space left on device" in line
+
 
 class TestProcesses:
     def test_a_writer_killed_at_any_moment_leaves_whole_shards(self, tmp_path):
@@ -372,9 +380,88 @@ class TestUpkeep:
         require_right(RowCache.open(two, KEY, ABOUT), [5])
         assert list_cache(two)[0].backbone == "nano"
 
+    def test_another_process_prunes_the_same(self, two, monkeypatch):
+        def gone(paths):
+            paths = list(paths)
+            shutil.rmtree(two / KEY[:32])
+            remove(paths)
+
+        remove = module._remove
+        monkeypatch.setattr(module, "_remove", gone)
+        assert len(prune_cache(two, larger_than=0).removed) == 6 and not list_cache(two)
+
+    def test_a_folder_of_somebody_else(self, two, monkeypatch):
+        old = two / KEY[:32] / f".{'f' * 64}.safetensors.0123abcd"
+        old.write_bytes(b"half")
+        os.utime(old, (0, 0))
+
+        def refuse(*_, **__):
+            raise PermissionError(errno.EACCES, "Permission denied")
+
+        monkeypatch.setattr(Path, "unlink", refuse)
+        with pytest.raises(DataError, match=r"Nothing can be removed from .*Permission denied"):
+            prune_cache(two, larger_than=0)
+        require_right(RowCache(two, KEY), [1])
+
     def test_no_such_folder(self, tmp_path):
         with pytest.raises(DataError, match=r"There is no cache in .*Give the folder"):
             list_cache(tmp_path / "nowhere")
+
+
+class TestKeys:
+    """What a row depends on is part of the key that it is found by."""
+
+    class Headed(torch.nn.Module):
+        def __init__(self, heads: int):
+            super().__init__()
+            torch.manual_seed(0)
+            self.model, self.num_heads = Planted(), heads
+            self.pretrained_cfg = Planted.pretrained_cfg
+
+        def forward(self, x):
+            return self.model(x) * self.num_heads
+
+    def test_equal_weights_in_another_model(self, tmp_path):
+        keys = set()
+        for heads in (1, 2, 2):
+            backbone = open_backbone(self.Headed(heads))
+            keys.add(open_cache(backbone, Options(cache=tmp_path)).folder)
+        assert len(keys) == 2
+
+    def test_switches_do_not_count(self):
+        backbone = open_backbone("vit_tiny_patch16_224", random_weights=True)
+        before = backbone.structure
+        for block in backbone.module.blocks:
+            block.attn.fused_attn = not block.attn.fused_attn
+        backbone.module.train()
+        assert backbone.structure == before
+
+    def test_how_it_is_run(self, tmp_path):
+        backbone = open_backbone(Planted())
+        ways = ({}, {"precision": "bfloat16"}, {"compile": True}, {"batch_size": 3})
+        folders = [open_cache(backbone, Options(cache=tmp_path, **how)).folder for how in ways]
+        assert len(set(folders)) == 3 and folders[0] == folders[3]
+        assert {found.about["precision"] for found in list_cache(tmp_path)} == {"float32", "bfloat16"}
+
+
+def test_features_of_a_gradient_pass_that_was_cut_off_are_kept(tmp_path, monkeypatch):
+    backbone, data = open_backbone(Planted()), read_images(images(4))
+    readings = [Reading(backbone.layers[-1], "cls")]
+    head = reference_head(collect_features(backbone, data, readings), readings[0], 0)
+    monkeypatch.setattr(engines, "SHARD", 2)
+    options, seen = Options(cache=tmp_path, batch_size=2, workers=0), []
+    merge = _GradientSums.merge
+
+    def interrupt(self, other):
+        seen.append(1)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        merge(self, other)
+
+    monkeypatch.setattr(_GradientSums, "merge", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        collect_gradients(backbone, data, readings, head, options)
+    assert list_cache(tmp_path)[0].images == 6
 
 
 @pytest.fixture(scope="module")

@@ -60,6 +60,10 @@ class TestFit:
         assert auc(labels, probability[:, 1]) > 0.97
         assert (fitted.predict(pictures) == labels).mean() > 0.85
 
+    def test_a_generator_is_many_images(self, fitted):
+        pictures = images(2)[0]
+        assert fitted.judge(picture for picture in pictures) == fitted.judge(pictures)
+
     def test_it_follows_scikit_learn(self, fitted):
         assert fitted.classes_.tolist() == [0, 1] and fitted.random_state == 0
         assert fitted.get_support().sum() == len(fitted.units) == len(fitted.get_feature_names_out())

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from torch import nn
 
-from dna_probe import collection
+from dna_probe import collection, shards
 from dna_probe.backbones import open_backbone
 from dna_probe.cli import main
 from dna_probe.collection import NoReadableImage, Options, collect_features, collect_moments
@@ -39,7 +39,7 @@ class Shipped(Local):
 
 @pytest.fixture
 def elsewhere(monkeypatch):
-    monkeypatch.setattr(collection, "open_engine", lambda name: Shipped())
+    monkeypatch.setattr(shards, "open_engine", lambda name: Shipped())
 
 
 @pytest.fixture(scope="module")

@@ -225,6 +225,16 @@ class TestRefusals:
         with pytest.raises(BackboneError, match="Its trace deviates by"):
             trim(backbone, {reading(backbone, 2, "mean"): [3]})
 
+    def test_a_move_that_fails_leaves_the_others(self, backbone, monkeypatch):
+        def narrow(graph, constants, move):
+            if "means" in move:
+                raise NotImplementedError("mean(): could not infer output dtype")
+            return known(graph, constants, move)
+
+        known = trimming.narrow
+        monkeypatch.setattr(trimming, "narrow", narrow)
+        assert trim(backbone, {reading(backbone, 2, "mean"): [3]}).meta["moved"] == ("selections",)
+
     def test_deviation(self):
         units = {"a": [0, 1], "b": [0]}
         expected = torch.tensor([[1.0, 0.0, 1e3], [3.0, 0.0, 1e3]])

@@ -255,13 +255,13 @@ def labels_for(pixels: Tensor) -> np.ndarray:
     return np.arange(len(pixels)) % 2
 
 
-def collected(backbone: Backbone, names: Sequence[str]) -> Run:
-    """dna_probe's, all of it: hooks on and off again, batches stacked, values checked."""
+def collected(backbone: Backbone, names: Sequence[str], **how: Any) -> Run:
+    """dna_probe's, all of it: hooks on and off again, batches stacked, values checked; ``how``: fields of `Options`."""
     readings = readings_of(backbone, names)
 
     def run(pixels: Tensor) -> np.ndarray:
         images = ImageSet(tuple(pixels.numpy()), labels_for(pixels))
-        found = collect_moments(backbone, images, readings, Options(batch_size=len(pixels)))
+        found = collect_moments(backbone, images, readings, Options(batch_size=len(pixels), **how))
         return tabled([found[reading.name] for reading in readings])
 
     return run

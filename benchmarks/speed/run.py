@@ -11,6 +11,7 @@ high-water mark of resident memory is set back, three batches run, and what was 
 
 import json
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from datetime import date
@@ -23,15 +24,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 import trimming
 import typer
+from collection import paired
 from evaluation import RESULTS, rewrite, table
 from rich.console import Console
 from rich.table import Table
 from speed.end_to_end import end_to_end
 from speed.growth import growth
 from speed.measuring import THREADS, Block
-from speed.peers import peers
+from speed.peers import all_sites, collected, labels_for, opened, peers, pixels_for, readings_of
 
 from dna_probe.backbones import open_backbone
+from dna_probe.collection import Options
+from dna_probe.images.sets import ImageSet
+from dna_probe.precision import measure_agreement
 
 LIBRARIES = ("torch", "timm", "torchvision", "captum", "nnsight", "transformer-lens", "transformers")
 
@@ -50,6 +55,7 @@ def main(
         "peers": lambda: peers(names, batch, rounds),
         "growth": lambda: growth(names[0], batch, rounds),
         "end-to-end": lambda: end_to_end(names[0], batch),
+        "on-request": lambda: [on_request(name, batch, rounds) for name in names],
         "trimmed": lambda: [trimmed(name, batch, rounds) for name in names],
     }
     wanted = list(sections) if only is None else [name for name in only.split(",") if name]
@@ -67,6 +73,30 @@ def main(
         stored = [json.loads(path.read_text()) for path in (out / f"{name}.json" for name in sections) if path.exists()]
         rewrite("speed", section([Block(**block) for blocks in stored for block in blocks]))
         typer.echo(f"written into {RESULTS}")
+
+
+def on_request(model: str, batch: int, rounds: int) -> Block:
+    """The statistics of all sites in half precision and compiled, by the time of the plain ones."""
+    backbone = opened(model)
+    pixels, names = pixels_for(backbone, batch), all_sites(backbone)
+    plain, readings, rows = collected(backbone, names), readings_of(backbone, names), []
+    units = {reading: range(reading.width) for reading in readings}
+    images = ImageSet(tuple(pixels.numpy()), labels_for(pixels))
+    for what, how in {
+        "`--precision bfloat16`": {"precision": "bfloat16"},
+        "`--compile`": {"compile": True},
+    }.items():
+        asked = collected(backbone, names, **how)
+        start = time.perf_counter()
+        asked(pixels)
+        first = time.perf_counter() - start
+        row = {"asked for": what, "time / plain": paired(lambda: plain(pixels), lambda run=asked: run(pixels), rounds)}
+        row |= {"first batch, s": first, "median correlation": None, "lowest": None}
+        if "precision" in how:
+            found = measure_agreement(backbone, images, units, Options(**how))
+            row |= {"median correlation": found.correlation, "lowest": found.lowest_correlation}
+        rows.append(row)
+    return Block(f"Statistics of all residual and MLP sites, on request: {model}, batch {batch}", rows)
 
 
 def trimmed(model: str, batch: int, rounds: int) -> Block:

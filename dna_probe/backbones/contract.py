@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
     from dna_probe.batches import Reader
 
+# Settings of modules that change how something is computed, and not what.
+SWITCHES = frozenset({"training", "fused_attn", "grad_checkpointing"})
+
 
 class Backbone:
     """A frozen model, its sites and its preprocessing.
@@ -140,6 +143,17 @@ class Backbone:
             self._hash = stamp, hash_state(state)
         return self._hash[1]
 
+    @property
+    def structure(self) -> list[Any]:
+        """What the weights do not tell: the class of each module and its plain settings, such as the number of heads.
+
+        Switches that change how something is computed, and not what, are left out.
+        """
+        return [
+            [name, type(module).__qualname__, {k: v for k, v in vars(module).items() if _is_setting(k, v)}]
+            for name, module in self.module.named_modules()
+        ]
+
     def identity(self) -> dict[str, Any]:
         """What an artefact has to know to find the same backbone again."""
         return {
@@ -229,6 +243,12 @@ class Backbone:
         kinds = [site.kind for site in self.sites.values()]
         parts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
         return f"Backbone {self.name} ({self.family}): {self.depth} layers, {takes}, sites: {parts}"
+
+
+def _is_setting(name: str, value: Any) -> bool:
+    parts = value if isinstance(value, tuple) else (value,)
+    plain = all(part is None or isinstance(part, int | float | str) for part in parts)
+    return plain and not name.startswith("_") and name not in SWITCHES
 
 
 def hash_state(state: Mapping[str, Any]) -> str:

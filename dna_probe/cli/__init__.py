@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import typer
 
@@ -69,7 +72,8 @@ def top(version: bool = typer.Option(False, "--version", help="Print the version
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status (0 done, 2 wrong usage or input, 3 done but images unreadable, 1 else)."""
     try:
-        app(args=list(arguments) if arguments is not None else None, prog_name="dna-probe")
+        with plain_warnings():
+            app(args=list(arguments) if arguments is not None else None, prog_name="dna-probe")
     except SystemExit as end:
         status = int(end.code or 0)
         return interrupted() if status == INTERRUPTED else status
@@ -81,8 +85,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Warnings about the cache as lines for people, without the place in the code."""
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+        from dna_probe.cache import CacheWarning
+
+        if issubclass(category, CacheWarning):
+            typer.echo(f"dna-probe: {message}", err=True)
+        else:
+            shown(message, category, *place, **more)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = shown
+
+
 def interrupted() -> int:
-    typer.echo("dna-probe: interrupted; nothing was written", err=True)
+    typer.echo("dna-probe: interrupted", err=True)
     return 1
 
 

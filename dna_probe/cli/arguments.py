@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as jsonlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -31,6 +31,10 @@ Engine = Annotated[
     str,
     typer.Option("--engine", help="local, or ray: the cluster that RAY_ADDRESS names, or else this machine's cores."),
 ]
+Precision = Annotated[
+    str, typer.Option("--precision", help="float32, or bfloat16 by autocast; how near it comes is measured and told.")
+]
+Compile = Annotated[bool, typer.Option("--compile", help="Collect by torch.compile: for thousands of images.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar and no table.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace --out if it is there.")]
@@ -101,8 +105,8 @@ def make_equalisation(wanted: bool, to: str) -> Equalisation | None:
 
 def equalise(images: ImageSet, treatment: Equalisation, workers: int, quiet: bool) -> ImageSet:
     """The images equalised, and on standard error what that changed."""
-    from dna_probe.collection import progress_bar
     from dna_probe.images.views import equalisation_report, equalise_set, unreadable
+    from dna_probe.shards import progress_bar
 
     with progress_bar(len(images), not quiet) as advance:
         made = equalise_set(images, treatment, workers, advance)
@@ -111,14 +115,24 @@ def equalise(images: ImageSet, treatment: Equalisation, workers: int, quiet: boo
     return unreadable(made)
 
 
-def make_options(batch_size: int, workers: int, cache: Path | None, quiet: bool, engine: str = "local") -> Options:
+def make_options(
+    batch_size: int,
+    workers: int,
+    cache: Path | None,
+    quiet: bool,
+    engine: str = "local",
+    precision: str = "float32",
+    compile: bool = False,
+) -> Options:
     """Connects to the cluster where the engine is one, so that what is wrong with it shows before anything runs."""
     from dna_probe.collection import Options
     from dna_probe.engines import open_engine
+    from dna_probe.precision import require_precision
 
     require_local(cache)
+    require_precision(precision, compile)
     open_engine(engine)
-    return Options(batch_size=batch_size, workers=workers, cache=cache, progress=not quiet, engine=engine)
+    return Options(batch_size, workers, cache, not quiet, engine, precision, compile)
 
 
 def require_local(folder: Path | None) -> None:
@@ -151,16 +165,30 @@ def echo_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table(title=title, box=SIMPLE_HEAD, title_justify="left", pad_edge=False, show_header=any(columns))
+    def text(cell: Any) -> Text:
+        # Square brackets in the name of a file are no markup, and its bytes need not be characters.
+        shown = f"{cell:.3f}" if isinstance(cell, float) else str(cell)
+        return Text(shown.encode(errors="surrogateescape").decode(errors="replace"))
+
+    table = Table(title=text(title), box=SIMPLE_HEAD, title_justify="left", pad_edge=False, show_header=any(columns))
     for i, column in enumerate(columns):
         table.add_column(column, overflow="fold", no_wrap=i == 0)
     for row in rows:
-        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
+        table.add_row(*map(text, row))
     console = Console(file=sys.stdout, highlight=False)
     if not console.is_terminal:
         console.width = 140
     console.print(table)
+
+
+def echo_agreement(provenance: Mapping[str, Any]) -> None:
+    """How near a lower precision came to float32, where one was asked for."""
+    from dna_probe.precision import Agreement
+
+    if "agreement" in provenance:
+        typer.echo(Agreement(**provenance["agreement"]))
 
 
 def report_skipped(skipped: Sequence[tuple[str, str]]) -> None:

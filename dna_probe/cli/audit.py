@@ -31,9 +31,9 @@ def audit(
     json: shared.Json = False,
 ) -> None:
     """Say what tells real from fake besides the traces of a generator: files, thumbnails, copies, leaks."""
-    from dna_probe.collection import progress_bar
     from dna_probe.evaluation.audit import audit as run_audit
     from dna_probe.images.views import equalisation_report, equalise_set
+    from dna_probe.shards import progress_bar
     from dna_probe.storage import replacing_folder, require_free
 
     equalisation = shared.make_equalisation(equalise, equalise_to)

@@ -69,6 +69,8 @@ def benchmark(
     batch_size: shared.BatchSize = 16,
     workers: shared.Workers = 2,
     engine: shared.Engine = "local",
+    precision: shared.Precision = "float32",
+    compile: shared.Compile = False,
     cache: shared.Cache = None,
     overwrite: shared.Overwrite = False,
     quiet: shared.Quiet = False,
@@ -119,7 +121,7 @@ def benchmark(
     )
     shared.require_local(out)
     require_free(out, overwrite)
-    options = shared.make_options(batch_size, workers, cache, quiet, engine)
+    options = shared.make_options(batch_size, workers, cache, quiet, engine, precision, compile)
     state = out.parent / f".{out.name}.partial"
     try:
         run = run_benchmark(
@@ -211,6 +213,7 @@ def echo_benchmark(result: BenchmarkResult) -> None:
                 for row in [row for row in worst if row["method"] == "dna"][:10]
             ],
         )
+    shared.echo_agreement(result.info)
     for one in result.info["data"]["sets"]:
         for flag in one["audit"]["flags"]:
             typer.echo(f"! {one['name']}: {flag}")

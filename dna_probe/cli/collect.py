@@ -32,6 +32,7 @@ def collect(
     device: shared.Device = "auto",
     batch_size: shared.BatchSize = 16,
     workers: shared.Workers = 2,
+    precision: shared.Precision = "float32",
     overwrite: shared.Overwrite = False,
     quiet: shared.Quiet = False,
     json: shared.Json = False,
@@ -40,23 +41,27 @@ def collect(
 
     A run that was interrupted goes on where it stopped when the same command is given again.
     """
-    from dna_probe.activations import collect_activations
+    from dna_probe.activation_shards import collect_activations
     from dna_probe.storage import require_free
 
     shared.require_local(out)
     require_free(out, overwrite)
     images = shared.read_set(data, layout, quiet, modality)
-    found = collect_activations(
-        shared.make_backbone(backbone, weights, device, random_weights),
-        images,
-        shared.names(sites),
-        out,
-        shard_size,
-        dtype,
-        shared.make_options(batch_size, workers, None, quiet),
-        overwrite=overwrite,
-        say=lambda told: None if quiet else typer.echo(told, err=True),
-    )
+    try:
+        found = collect_activations(
+            shared.make_backbone(backbone, weights, device, random_weights),
+            images,
+            shared.names(sites),
+            out,
+            shard_size,
+            dtype,
+            shared.make_options(batch_size, workers, None, quiet, precision=precision),
+            overwrite=overwrite,
+            say=lambda told: None if quiet else typer.echo(told, err=True),
+        )
+    except KeyboardInterrupt:
+        typer.echo("dna-probe: interrupted; the same command goes on where this one stopped", err=True)
+        raise typer.Exit(1) from None
     if json:
         shared.echo_json(summary(found))
     elif not quiet:
@@ -83,7 +88,7 @@ def summary(found: Activations) -> dict:
 def echo_activations(found: Activations) -> None:
     from rich.filesize import decimal
 
-    from dna_probe.activations import DTYPES
+    from dna_probe.activation_shards import DTYPES
 
     item = DTYPES[found.manifest["dtype"]]
     rows = []

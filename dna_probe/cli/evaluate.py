@@ -26,6 +26,8 @@ def evaluate(
     batch_size: shared.BatchSize = 16,
     workers: shared.Workers = 2,
     engine: shared.Engine = "local",
+    precision: shared.Precision = "float32",
+    compile: shared.Compile = False,
     cache: shared.Cache = None,
     overwrite: shared.Overwrite = False,
     quiet: shared.Quiet = False,
@@ -42,7 +44,7 @@ def evaluate(
     shared.require_local(out)
     if out is not None:
         require_free(out, overwrite)
-    options = shared.make_options(batch_size, workers, cache, quiet, engine)
+    options = shared.make_options(batch_size, workers, cache, quiet, engine, precision, compile)
     images = shared.read_set(data, layout, quiet, modality)
     loaded = load(detector, weights=weights, device=device)
     treatment = loaded.equalisation or shared.make_equalisation(equalise, equalise_to)
@@ -93,6 +95,7 @@ def echo_evaluation(found: Evaluation) -> None:
             for row in found.rows
         ],
     )
+    shared.echo_agreement(found.provenance)
     for flag in found.flags:
         typer.echo(f"! {flag}")
 

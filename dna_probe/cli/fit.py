@@ -51,6 +51,8 @@ def fit(
     batch_size: shared.BatchSize = 16,
     workers: shared.Workers = 2,
     engine: shared.Engine = "local",
+    precision: shared.Precision = "float32",
+    compile: shared.Compile = False,
     cache: shared.Cache = None,
     overwrite: shared.Overwrite = False,
     quiet: shared.Quiet = False,
@@ -64,7 +66,7 @@ def fit(
 
     shared.require_local(out)
     require_free(out, overwrite)
-    options = shared.make_options(batch_size, workers, cache, quiet, engine)
+    options = shared.make_options(batch_size, workers, cache, quiet, engine, precision, compile)
     images = shared.read_set(data, layout, quiet, modality)
     treatment = shared.make_equalisation(equalise, equalise_to)
     more = real_images(reals, images.modality) if reals else None
@@ -138,3 +140,4 @@ def echo_detector(detector) -> None:
         ("forward pass", f"stops after layer {detector.deepest_layer + 1} of {detector.backbone.depth}"),
     ]
     shared.echo_table(f"Detector on {detector.backbone.name}", ["", ""], rows)
+    shared.echo_agreement(detector.provenance)

@@ -25,6 +25,7 @@ def locate(
     batch_size: shared.BatchSize = 16,
     workers: shared.Workers = 2,
     engine: shared.Engine = "local",
+    precision: shared.Precision = "float32",
     cache: shared.Cache = None,
     overwrite: shared.Overwrite = False,
     quiet: shared.Quiet = False,
@@ -41,7 +42,7 @@ def locate(
     shared.require_local(out)
     if out is not None:
         require_free(out, overwrite)
-    options = shared.make_options(batch_size, workers, cache, quiet, engine)
+    options = shared.make_options(batch_size, workers, cache, quiet, engine, precision)
     images = probe_set() if data is None else shared.read_set(data, layout, quiet, modality)
     model = shared.make_backbone(backbone, weights, device, random_weights)
     report = locate_layers(model, images, rule=rule, seed=seed, options=options)
@@ -81,3 +82,4 @@ def echo_layers(report, noun: str = "images") -> None:
         f"rule '{report.rule}' takes {len(report.selected)} of {len(report.layers)} layers (*)"
     )
     shared.echo_table(title, ["layer", *curves, "why"], rows)
+    shared.echo_agreement(report.provenance)

@@ -29,10 +29,10 @@ def manifest(
     json: shared.Json = False,
 ) -> None:
     """List a set of images in one table, with what is known of each and what must stay together."""
-    from dna_probe.collection import progress_bar
     from dna_probe.images.duplicates import find_near_duplicates, join_groups, straddling_groups
     from dna_probe.images.manifests import changed_images, require_manifest_name, write_manifest
     from dna_probe.images.tables import MANIFEST_SUFFIXES
+    from dna_probe.shards import progress_bar
 
     require_manifest_name(out)
     if out.is_dir():

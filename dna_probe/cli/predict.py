@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import csv
+import io
 import json as jsonlib
 import os
 import sys
 import textwrap
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
@@ -16,6 +16,7 @@ import typer
 
 from dna_probe.cli import arguments as shared
 from dna_probe.errors import DataError, DnaProbeError
+from dna_probe.storage import replacing_file
 
 if TYPE_CHECKING:
     from dna_probe.detector import Prediction
@@ -49,6 +50,7 @@ def predict(
     JSON and CSV are written as the verdicts come, in memory that does not grow with their number.
     """
     from dna_probe.artefacts import open_detector
+    from dna_probe.exported import ExportedDetector
     from dna_probe.images.sets import noun_of
 
     if json and csv_:
@@ -58,6 +60,8 @@ def predict(
     if paths.count(STDIN) > 1:
         raise DnaProbeError("Standard input can be read once", f"{STDIN} was given {paths.count(STDIN)} times")
     fitted = open_detector(detector, weights=weights, device=device)
+    if cache is not None and isinstance(fitted, ExportedDetector):
+        raise DnaProbeError(f"{detector} has no features to keep", "It is exported", "Leave out --cache")
     noun = noun_of(fitted.modality)
     written = json or csv_ or out is not None
     # A bar among the rows on a terminal would tear them.
@@ -127,21 +131,16 @@ def _output(out: Path | None) -> Iterator[TextIO]:
         DataError: the disk is full or the folder cannot be written; what was there is kept.
     """
     if out is None:
+        # A path may be any bytes, as a file's name is.
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="surrogateescape")
         # A progress bar would turn what is printed while it stands to its own stream.
         yield sys.stdout
         return
-    beside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
+    with replacing_file(out) as beside:
+        beside.parent.mkdir(parents=True, exist_ok=True)
         with open(beside, "w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
             yield stream
-        os.replace(beside, out)
-    except OSError as error:
-        raise DataError(
-            f"{out} could not be written", error.strerror or str(error), "Free some space or choose another folder"
-        ) from error
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def _write_json(stream: TextIO, about: dict[str, Any], predictions: Iterable[Prediction]) -> None:
@@ -157,7 +156,10 @@ def _write_json(stream: TextIO, about: dict[str, Any], predictions: Iterable[Pre
 
 def _write_csv(stream: TextIO, predictions: Iterable[Prediction]) -> None:
     writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+    rows = iter(predictions)
+    # Before the header, so that a command that comes to nothing prints nothing.
+    first = list(islice(rows, 1))
     writer.writeheader()
-    for prediction in predictions:
+    for prediction in chain(first, rows):
         writer.writerow(prediction.to_json())
         stream.flush()

@@ -10,6 +10,8 @@ import typer
 from dna_probe.cli import arguments as shared
 from dna_probe.errors import needs_extra
 
+# What any image may have, and how many samples may wait at once.
+MAX_PIXELS, MAX_FILES = 100_000_000, 1024
 # Module -> the package that brings it.
 NEEDED = {
     "fastapi": "FastAPI",
@@ -26,8 +28,10 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     max_bytes: Annotated[int, typer.Option(min=1, help="Most bytes of a request.")] = 64 << 20,
-    max_pixels: Annotated[int, typer.Option(min=1, help="Most pixels of an image.")] = 50_000_000,
-    max_files: Annotated[int, typer.Option(min=1, help="Most files in a request to /predict/batch.")] = 64,
+    max_pixels: Annotated[int, typer.Option(min=1, max=MAX_PIXELS, help="Most pixels of an image.")] = 50_000_000,
+    max_files: Annotated[
+        int, typer.Option(min=1, max=MAX_FILES, help="Most files in a request to /predict/batch.")
+    ] = 64,
     max_batch: Annotated[int, typer.Option(min=1, help="Most samples in one forward pass.")] = 32,
     wait_ms: Annotated[int, typer.Option(min=0, help="How long a sample waits for others to be judged with.")] = 10,
     device: shared.Device = "auto",
@@ -63,11 +67,14 @@ def serve(
     options = Options(batch_size=max_batch, workers=workers)
     batcher = Batcher(fitted, options, max_batch, wait_ms / 1000, metrics.count_batch)
     application = create_application(fitted, version, batcher, metrics, Limits(max_bytes, max_pixels, max_files))
-    if not quiet:
-        address, bound = listening.getsockname()[:2]
-        shown = f"[{address}]" if ":" in address else address
-        typer.echo(f"serving {detector} (model {version}) on http://{shown}:{bound}", err=True)
-    run(application, listening)
+
+    def ready() -> None:
+        if not quiet:
+            address, bound = listening.getsockname()[:2]
+            shown = f"[{address}]" if ":" in address else address
+            typer.echo(f"serving {detector} (model {version}) on http://{shown}:{bound}", err=True)
+
+    run(application, listening, ready)
     if not quiet:
         typer.echo("stopped", err=True)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dna_probe.collection import NoReadableImage, progress_bar
+from dna_probe.collection import NoReadableImage
 from dna_probe.evaluation.audit_sentences import LIMIT, flags, listed, verdict
 from dna_probe.evaluation.file_features import FAMILIES, METADATA_NAMES, Inspection, inspect, metadata_probe
 from dna_probe.evaluation.file_features import metadata_features as metadata_features
@@ -24,6 +24,7 @@ from dna_probe.images.threads import in_order
 from dna_probe.images.views import CLASSES, file_words, summarise_files
 from dna_probe.probing import Folds, folds, linear_probe, out_of_fold_scores, small_fits
 from dna_probe.samples import read_images_for
+from dna_probe.shards import progress_bar
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -25,6 +25,7 @@ from dna_probe.fitting import HASH_DIGITS, no_views
 from dna_probe.images.reading import content_hash
 from dna_probe.images.sets import FAKE, REAL, UNLABELLED, ImageSet, noun_of
 from dna_probe.images.views import Equalisation
+from dna_probe.precision import agreement_of
 from dna_probe.samples import read_samples
 
 if TYPE_CHECKING:
@@ -153,6 +154,13 @@ def evaluate(
             "equalisation": detector.equalisation.to_json() if detector.equalisation else None,
             "fitted": dict(detector.provenance),
             "seed": seed,
+            **agreement_of(
+                detector.backbone,
+                detector.treated(judged),
+                detector.units_by_reading,
+                options,
+                detector.anchor.predict_proba,
+            ),
         },
     )
 

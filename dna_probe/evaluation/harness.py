@@ -17,12 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dna_probe.cache import digest
-from dna_probe.collection import (
-    Features,
-    Options,
-    collect_features,
-    progress_bar,
-)
+from dna_probe.collection import Features, Options, collect_features
 from dna_probe.engines import Engine, open_engine
 from dna_probe.errors import ArtefactError, DataError, DnaProbeError
 from dna_probe.evaluation.methods import Method, Undecided, make_method
@@ -45,7 +40,8 @@ from dna_probe.images.processed import process
 from dna_probe.images.reading import read_image
 from dna_probe.images.sets import FAKE, ImageSet
 from dna_probe.images.sources import EncodedImage
-from dna_probe.location import layer_reading, map_site, take_layers
+from dna_probe.location import layer_reading, layer_units, map_site, take_layers
+from dna_probe.precision import agreement_of
 from dna_probe.probing import small_fits
 from dna_probe.scorers import SCORERS
 from dna_probe.scoring import (
@@ -55,6 +51,7 @@ from dna_probe.scoring import (
     readings_of,
     reference_head,
 )
+from dna_probe.shards import progress_bar
 
 if TYPE_CHECKING:
     from dna_probe.backbones.contract import Backbone
@@ -119,7 +116,7 @@ def benchmark(
     bench = prepare([data, *tests], settings, layout, options, say)
     cells = plan(bench, settings)
     backbone = open_backbone(model)
-    folder = Path(state) / _run_key(bench, backbone, settings, cells)[:16]
+    folder = Path(state) / _run_key(bench, backbone, settings, cells, options)[:16]
     _make(folder)
     options = replace(options, cache=options.cache or folder / "cache")
     files = [folder / f"{number:05d}.safetensors" for number in range(len(cells))]
@@ -150,6 +147,7 @@ def benchmark(
     shared = images, conditions, settings.plan.seed
     measured = Measured.join(_all(engine, _measure, outcomes, len(files), options, *shared))
     info = _info(bench, backbone, settings, cells, [CellOutcome.read(file).notes for file in files])
+    info |= agreement_of(backbone, bench.images, layer_units(backbone), options)
     result = summarise(info, measured, curves_of(map(CellOutcome.read, files), images), settings.plan.seed)
     return BenchmarkRun(result, measured, files, bench)
 
@@ -420,11 +418,12 @@ def _all(
     return results
 
 
-def _run_key(bench: Bench, backbone: Backbone, settings: Settings, cells: Sequence[Cell]) -> str:
+def _run_key(bench: Bench, backbone: Backbone, settings: Settings, cells: Sequence[Cell], options: Options) -> str:
     """What a run depends on; cells of another run are not taken up."""
     images = [bench.sha256, bench.images.labels.tolist(), bench.images.generators, bench.images.groups]
     sides = [(cell.train.tolist(), cell.test.tolist()) for cell in cells]
-    network = backbone.weight_hash, backbone.preprocessing.to_json()
+    how = options.precision, options.compile
+    network = backbone.weight_hash, backbone.structure, backbone.preprocessing.to_json(), how
     return digest(SCHEMA, settings.to_json(), images, sides, network, versions())
 
 

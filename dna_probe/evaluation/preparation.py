@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dna_probe.anchor import require_rate, require_resolvable
-from dna_probe.collection import Options, progress_bar
+from dna_probe.collection import Options
 from dna_probe.errors import DataError, unknown_name
 from dna_probe.evaluation.audit import audit_inspected, inspect_set
 from dna_probe.evaluation.methods import METHODS, Dna, Method, make_method
@@ -24,6 +24,7 @@ from dna_probe.images.sampling import require_two_classes
 from dna_probe.images.sets import FAKE, REAL, UNLABELLED, ImageSet, join
 from dna_probe.images.views import Equalisation, equalisation_report, equalise_set, unreadable
 from dna_probe.samples import read_images_for
+from dna_probe.shards import progress_bar
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -108,7 +108,7 @@ def export(
     Args:
         format: ``onnx``, which runs without torch, or ``torch-export``; None goes by the suffix, ``.onnx`` or ``.pt2``.
         int8: weights of 8 bits (``onnx`` only): smaller and faster, and the probabilities move; by how much is
-            measured.
+            measured, once the same graph with its weights in float32 has been found equal.
         agree: images to measure that on: paths, a folder, or whatever ``judge`` takes; None takes built-in ones.
         overwrite: replace a file that is there.
 
@@ -128,10 +128,6 @@ def export(
     if format == "onnx":
         model = writing.to_onnx(program, detector.name)
         packages += ["onnx", "onnxscript", "onnxruntime"]
-        if int8:
-            from dna_probe.exporting.quantisation import quantise
-
-            model = quantise(model)
         write = writing.onnx_writer(model)
     else:
         write = writing.torch_writer(program)
@@ -140,7 +136,13 @@ def export(
     beside = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
         write_atomically(beside, write(metadata))
-        agreement = _measure(detector, ExportedDetector.open(beside), agree, int8, options)
+        agreement = _require_equal(detector, ExportedDetector.open(beside), None if int8 else agree, options)
+        if int8:
+            from dna_probe.exporting.quantisation import quantise
+
+            write = writing.onnx_writer(quantise(model))
+            write_atomically(beside, write(metadata))
+            agreement = _measure(detector, ExportedDetector.open(beside), agree, options)
         write_atomically(beside, write(metadata | {"agreement": asdict(agreement)}))
         size = beside.stat().st_size
         os.replace(beside, path)
@@ -150,7 +152,7 @@ def export(
 
 
 def trial_images() -> list[Image.Image]:
-    """Photographs of unlike sizes, small and large, wide and tall, in colour and in grey."""
+    """Photographs of unlike sizes, small and large, wide and tall; two of them also mirrored, for batches of two."""
     from dna_probe.images.probe_set import photographs
 
     made = []
@@ -161,30 +163,35 @@ def trial_images() -> list[Image.Image]:
         factor = short / min(crop.size)
         crop = crop.resize((round(crop.width * factor), round(crop.height * factor)))
         made.append(crop.transpose(Image.Transpose.ROTATE_90) if turn % 3 == 0 else crop)
-    return made
+    return [*made, *(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in made[:2])]
 
 
-def _measure(
-    detector: Detector, exported: ExportedDetector, agree: Any, int8: bool, options: Options | None
-) -> Agreement:
-    """The agreement on the images asked for.
+def _require_equal(detector: Detector, exported: ExportedDetector, agree: Any, options: Options | None) -> Agreement:
+    """The agreement of a file in float32 on the images asked for, or else on trial images.
 
     Raises:
-        DnaProbeError: a file in float32 disagrees with the detector, on trial images or on those asked for.
+        DnaProbeError: it disagrees with the detector, on trial images or on those asked for.
     """
-    # Built-in images may be too small to be equalised, which is not part of the graph anyway.
-    plain = replace(detector, equalisation=None), replace(exported, equalisation=None)
-    if int8:
-        from dna_probe.images.probe_set import probe_set
-
-        images, origin = (probe_set(), "the built-in probe set") if agree is None else (agree, _words(agree))
-        return _compare(*(plain if agree is None else (detector, exported)), images, origin, options)
-    agreement = _compare(*plain, trial_images(), "the built-in photographs", options)
-    _require_equal(agreement)
+    agreement = _compare(*_unequalised(detector, exported), trial_images(), "the built-in photographs", options)
+    _require_small(agreement)
     if agree is not None:
         agreement = _compare(detector, exported, agree, _words(agree), options)
-        _require_equal(agreement)
+        _require_small(agreement)
     return agreement
+
+
+def _measure(detector: Detector, exported: ExportedDetector, agree: Any, options: Options | None) -> Agreement:
+    """The agreement of a file in 8 bits on the images asked for, or else on the probe set."""
+    from dna_probe.images.probe_set import probe_set
+
+    if agree is not None:
+        return _compare(detector, exported, agree, _words(agree), options)
+    return _compare(*_unequalised(detector, exported), probe_set(), "the built-in probe set", options)
+
+
+def _unequalised(detector: Detector, exported: ExportedDetector) -> tuple[Detector, ExportedDetector]:
+    """Both for built-in images, which may be too small to be equalised; that is not part of the graph anyway."""
+    return replace(detector, equalisation=None), replace(exported, equalisation=None)
 
 
 def _compare(
@@ -193,7 +200,7 @@ def _compare(
     return Agreement.between(detector.judge(images, options), exported.judge(images, options), origin)
 
 
-def _require_equal(agreement: Agreement) -> None:
+def _require_small(agreement: Agreement) -> None:
     if not agreement.max_difference <= TOLERANCE:
         raise DnaProbeError(
             "The exported graph disagrees with the detector, and was not kept",
@@ -205,7 +212,7 @@ def _require_equal(agreement: Agreement) -> None:
 
 def _words(images: Any) -> str:
     """What images are called in the file, which does not tell where on this machine they lie."""
-    return Path(images).name if isinstance(images, str | Path) else getattr(images, "origin", "the images given")
+    return Path(images).name if isinstance(images, str | Path) else "the images given"
 
 
 def require_writable(path: str | Path, format: str | None = None, int8: bool = False, overwrite: bool = False) -> str:
@@ -216,6 +223,8 @@ def require_writable(path: str | Path, format: str | None = None, int8: bool = F
             or its folder cannot be made.
     """
     path = Path(path)
+    if path.is_dir():
+        raise ArtefactError(f"{path} is a folder", "A file is written", "Choose another name")
     if format is None:
         format = next((name for name, suffix in SUFFIXES.items() if suffix == path.suffix.lower()), None)
         if format is None:
@@ -232,8 +241,6 @@ def require_writable(path: str | Path, format: str | None = None, int8: bool = F
         )
     if int8 and format != "onnx":
         raise DnaProbeError("Weights of 8 bits are for onnx", f"{format} keeps them as they are", "Use --format onnx")
-    if path.is_dir():
-        raise ArtefactError(f"{path} is a folder", "A file is written", "Choose another name")
     if path.exists() and not overwrite:
         raise ArtefactError(f"{path} exists", "It would be replaced", "Choose another file or pass --overwrite")
     for package in ("onnx", "onnxscript", "onnxruntime") if format == "onnx" else ():

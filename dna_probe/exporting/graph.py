@@ -71,7 +71,9 @@ class Classifier(nn.Module):
         else:
             squared = (z**2).sum(1, keepdim=True) + (self.support**2).sum(1) - 2 * z @ self.support.T
             score = torch.exp(-self.gamma * squared.clamp(min=0)) @ self.dual + self.bias
-        return torch.sigmoid(self.slope * score + self.offset).float()
+        probability = torch.sigmoid(self.slope * score + self.offset).float()
+        # An infinite unit would be as sure as can be; as NaN it is an error, as it is in the detector.
+        return torch.where(units.isfinite().all(1), probability, torch.nan)
 
 
 def trace(detector: Detector) -> ExportedProgram:

@@ -19,14 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dna_probe.errors import DataError
+from dna_probe.images.sources import MAX_BYTES, too_large
 
 if TYPE_CHECKING:
     import pyarrow
 
 TABLE_SUFFIXES = frozenset({".parquet", ".arrow"})
 MEMBER_SUFFIXES = frozenset({".zip", ".tar"})
-# A member that claims more is a bomb, not a photograph.
-MAX_BYTES = 1 << 30
 # The columns in which published tables keep the encoded image, tried in this order before any other binary column.
 _IMAGE_COLUMNS = ("image", "image_data", "img", "picture", "bytes", "image_bytes", "jpg", "png", "webp")
 _TAR_BLOCK = 512
@@ -56,7 +55,7 @@ class ZipMember:
         try:
             entry = opened.getinfo(self.member)
             if entry.file_size > MAX_BYTES:
-                raise OSError(_too_large())
+                raise too_large(MAX_BYTES)
             # ZipFile counts its open members without a lock of its own.
             with _zip_lock:
                 stream = opened.open(entry)
@@ -87,7 +86,7 @@ class TarMember:
     def read_bytes(self) -> bytes:
         """The member's content. Raises `OSError` where the archive ends before it, or it is larger than `MAX_BYTES`."""
         if self.size > MAX_BYTES:
-            raise OSError(_too_large())
+            raise too_large(MAX_BYTES)
         with open(self.archive, "rb") as file:
             file.seek(self.offset)
             content = file.read(self.size)
@@ -212,10 +211,6 @@ def count_rows(table: Path) -> int:
     if table.suffix.lower() == ".arrow":
         return _arrow_table(table, *_stamp(table)).num_rows
     return _row_starts(table, *_stamp(table))[-1]
-
-
-def _too_large() -> str:
-    return f"larger than {MAX_BYTES >> 20} MiB"
 
 
 def damaged_table(table: Path, error: Exception) -> DamagedTable:

@@ -154,7 +154,7 @@ def _decode(source: str | Path | bytes | bytearray, name: str, max_pixels: int) 
 
 
 def _finish(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
-    _check_size(*image.size, name, max_pixels)
+    require_size(*image.size, name, max_pixels)
     try:
         image.load()
     except MemoryError:
@@ -177,7 +177,8 @@ def _finish(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     return rgb
 
 
-def _check_size(width: int, height: int, name: str, max_pixels: int) -> None:
+def require_size(width: int, height: int, name: str, max_pixels: int) -> None:
+    """Raises ``UnreadableImage`` for an image of more pixels than that, or of a side that is too small."""
     if width * height > max_pixels:
         reason = f"too many pixels: {width} x {height} is more than the limit of {max_pixels / 1e6:g} million"
         raise UnreadableImage(name, reason)
@@ -244,7 +245,7 @@ def _from_array(array: np.ndarray, name: str, max_pixels: int) -> Image.Image:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         reason = f"an array of shape {array.shape} is not an image: give (H, W), (H, W, 3) or (H, W, 4)"
         raise UnreadableImage(name, reason)
-    _check_size(array.shape[1], array.shape[0], name, max_pixels)
+    require_size(array.shape[1], array.shape[0], name, max_pixels)
     pixels = _eight_bits(array, name)
     if pixels.ndim == 3 and pixels.shape[2] == 1:
         pixels = pixels[:, :, 0]

@@ -17,6 +17,10 @@ from typing import Any, Protocol, TypeGuard, runtime_checkable
 
 from dna_probe.errors import DataError, needs_extra, unknown_name
 
+# Of a file inside another, or fetched: one that claims more is a bomb, not a photograph.
+MAX_BYTES = 1 << 30
+
+
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _DRIVER = re.compile(r"nstall ([\w.-]+)|requires (.+) to be installed")
 
@@ -59,6 +63,9 @@ class RemoteImage:
         """The file's content. Raises `OSError` where it cannot be had."""
         try:
             filesystem, path = open_filesystem(self.url)
+            # Not all tell a size before they are read.
+            if (filesystem.size(path) or 0) > MAX_BYTES:
+                raise too_large(MAX_BYTES)
             return filesystem.cat_file(path)
         except FileNotFoundError:
             raise OSError("no such file") from None
@@ -66,6 +73,10 @@ class RemoteImage:
             raise
         except Exception as error:  # drivers raise what their clients do, about credentials for instance
             raise OSError(f"{type(error).__name__}: {error}") from None
+
+
+def too_large(limit: int) -> OSError:
+    return OSError(f"larger than {limit >> 20} MiB")
 
 
 def is_url(given: object) -> TypeGuard[str]:

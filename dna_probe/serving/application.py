@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dna_probe.detector import Detector, Prediction
-from dna_probe.errors import DataError, DnaProbeError
+from dna_probe.errors import DataError, DnaProbeError, NumericalError
 from dna_probe.serving.batching import Batcher, Busy
 from dna_probe.serving.explanation import explain, why_not
 from dna_probe.serving.metrics import Metrics
+from dna_probe.serving.server import PATIENCE
 from dna_probe.serving.uploads import Gate, Limits, Refused, Upload, read_many, read_one
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def create_application(detector: Any, version: str, batcher: Batcher, metrics: M
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(batcher.close)
+        await asyncio.to_thread(batcher.close, PATIENCE)
 
     # The pages that FastAPI makes of the schema load scripts from elsewhere.
     app = FastAPI(title="dna-probe", version=version, docs_url=None, redoc_url=None, lifespan=lifespan)
@@ -76,8 +77,19 @@ def create_application(detector: Any, version: str, batcher: Batcher, metrics: M
     }
 
     async def judge(uploads: list[Upload]) -> list[Prediction]:
+        """The verdicts; a sample on which the model fails, as where it overflows, gets the reason in place of one."""
         futures = batcher.submit(uploads)
-        predictions = await asyncio.gather(*(asyncio.wrap_future(future) for future in futures))
+        found = await asyncio.gather(*map(asyncio.wrap_future, futures), return_exceptions=True)
+        predictions = []
+        for upload, result in zip(uploads, found, strict=True):
+            if isinstance(result, NumericalError):
+                result = Prediction(upload.name, error=str(result))
+            if isinstance(result, BaseException):
+                raise result
+            predictions.append(result)
+        return predictions
+
+    def counted(predictions: list[Prediction]) -> list[Prediction]:
         for prediction in predictions:
             metrics.count_sample(prediction)
         return predictions
@@ -100,14 +112,14 @@ def create_application(detector: Any, version: str, batcher: Batcher, metrics: M
 
     @app.post("/predict", summary="The verdict on one sample", openapi_extra=_body(modality, many=False))
     async def predict(request: Request) -> JSONResponse:
-        (prediction,) = await judge([await read_one(request, modality, limits)])
+        (prediction,) = counted(await judge([await read_one(request, modality, limits)]))
         if prediction.error is not None:
             raise _unreadable(prediction)
         return JSONResponse(answer(prediction))
 
     @app.post("/predict/batch", summary="A verdict on each of many samples", openapi_extra=_body(modality, many=True))
     async def predict_batch(request: Request) -> JSONResponse:
-        predictions = await judge(await read_many(request, modality, limits))
+        predictions = counted(await judge(await read_many(request, modality, limits)))
         return JSONResponse({"model_version": version, "predictions": [answer(p) for p in predictions]})
 
     @app.post("/explain", summary="What the detector looks at in one image", openapi_extra=_body(modality, many=False))
@@ -116,6 +128,7 @@ def create_application(detector: Any, version: str, batcher: Batcher, metrics: M
         if reason is not None:
             raise Refused(404, "There is nothing to show of this detector", reason)
         upload = await read_one(request, modality, limits)
+        # Not counted: what is explained was judged before.
         (prediction,) = await judge([upload])
         if prediction.error is not None:
             raise _unreadable(prediction)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dna_probe.collection import Options
     from dna_probe.detector import Prediction
 
-# Samples that may wait at once; what comes beyond is refused, so that a crowd cannot fill the memory.
+# Samples that may wait at once; what comes beyond is refused. Their bytes are bounded by `uploads.MAX_HELD`.
 MAX_WAITING = 1024
 
 
@@ -92,12 +92,12 @@ class Batcher:
         """
         return self._enqueue([_Work(function=function)])[0].future
 
-    def close(self) -> None:
-        """Take no more, finish what is queued, and end the thread."""
+    def close(self, patience: float | None = None) -> None:
+        """Take no more, finish what is queued, and end the thread; give up after so many seconds."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
-        self._thread.join()
+        self._thread.join(patience)
 
     def _enqueue(self, works: list[_Work]) -> list[_Work]:
         with self._changed:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 import socket
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from dna_probe.errors import DnaProbeError
@@ -29,18 +30,41 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=_BACKLOG)
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise DnaProbeError(
             f"Nothing can listen on {host}, port {port}", reason, "Choose another --port or --host"
         ) from error
 
 
-def run(application: FastAPI, listening: socket.socket) -> None:
-    """Serve until SIGTERM or SIGINT; then refuse new connections, answer what was asked, and return."""
+def run(application: FastAPI, listening: socket.socket, ready: Callable[[], object] = str) -> None:
+    """Serve until SIGTERM or SIGINT; then refuse new connections, answer what was asked, and return.
+
+    Args:
+        ready: called once requests are answered and a signal ends the service well.
+    """
+    told: list[int] = []
+    # uvicorn sends itself the signal again once it has stopped, which would end the process with its number.
+    previous = {
+        number: signal.signal(number, lambda n, _: told.append(n)) for number in (signal.SIGTERM, signal.SIGINT)
+    }
+    try:
+        _serve(application, listening, ready, told)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _serve(application: FastAPI, listening: socket.socket, ready: Callable[[], object], told: Sequence[int]) -> None:
+    """Args: told: signals that came before uvicorn listened to them."""
     import uvicorn
 
     class Server(uvicorn.Server):
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            ready()
+            self.should_exit = self.should_exit or bool(told)
+
         async def shutdown(self, sockets: Any = None) -> None:
             closing.append(True)
             for server in self.servers:
@@ -59,13 +83,7 @@ def run(application: FastAPI, listening: socket.socket) -> None:
         server_header=False,
         timeout_graceful_shutdown=PATIENCE,
     )
-    # uvicorn sends itself the signal again once it has stopped, which would end the process with its number.
-    previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        Server(config).run([listening])
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    Server(config).run([listening])
 
 
 class _Hanging:

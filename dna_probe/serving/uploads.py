@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 # What a raw body may be called, besides application/octet-stream.
 MEDIA = {"image": "image/", "text": "text/", "audio": "audio/"}
 FIELDS = ("file", "files")
+# Bytes of all requests that are not answered yet; what comes beyond is refused, so that a crowd cannot fill the memory.
+MAX_HELD = 1 << 30
+# Where the gate leaves the last bytes of a body: by them a form shows whether it is whole.
+TAIL, TAIL_BYTES = "dna_probe.tail", 64
 
 
 class Refused(DnaProbeError):
@@ -56,7 +60,7 @@ class Upload:
     def _check_pixels(self, limit: int) -> None:
         from PIL import Image
 
-        from dna_probe.images.reading import FORMATS, UnreadableImage
+        from dna_probe.images.reading import FORMATS, require_size
 
         Image.init()
         try:
@@ -64,11 +68,7 @@ class Upload:
                 width, height = image.size
         except Exception:  # the reader says why it is no image
             return
-        if width * height > limit:
-            raise UnreadableImage(
-                self.name,
-                f"too many pixels: {width} x {height} is more than the limit of {limit / 1e6:g} million",
-            )
+        require_size(width, height, self.name, limit)
 
 
 async def read_one(request: Request, modality: str, limits: Limits) -> Upload:
@@ -77,6 +77,8 @@ async def read_one(request: Request, modality: str, limits: Limits) -> Upload:
     Raises:
         Refused: 415 for a content type that holds no sample, 422 for a form without exactly one file.
     """
+    from starlette.requests import ClientDisconnect
+
     kind = _content_type(request)
     if kind == "multipart/form-data":
         found = await read_many(request, modality, limits)
@@ -85,7 +87,10 @@ async def read_one(request: Request, modality: str, limits: Limits) -> Upload:
         return found[0]
     if kind != "application/octet-stream" and not kind.startswith(MEDIA[modality]):
         raise _wrong_type(kind, f"Send multipart/form-data with a field 'file', or the bytes as {MEDIA[modality]}*")
-    content = await request.body()
+    try:
+        content = await request.body()
+    except ClientDisconnect:
+        raise _gone() from None
     return Upload(request.query_params.get("name") or modality, content, _pixels(modality, limits))
 
 
@@ -93,10 +98,12 @@ async def read_many(request: Request, modality: str, limits: Limits) -> list[Upl
     """The files of a multipart form, in order.
 
     Raises:
-        Refused: 415 where it is no form, 422 where it is damaged or holds no file, 413 where it holds too many.
+        Refused: 415 where it is no form, 422 where it is damaged, cut off or holds no file, 413 where it holds too
+            many, 499 where the client went away.
     """
     from starlette.datastructures import UploadFile
     from starlette.exceptions import HTTPException
+    from starlette.requests import ClientDisconnect
 
     kind = _content_type(request)
     if kind != "multipart/form-data":
@@ -108,14 +115,23 @@ async def read_many(request: Request, modality: str, limits: Limits) -> list[Upl
             strange = sorted({key for key, _ in form.multi_items() if key not in FIELDS})
             if strange:
                 raise Refused(422, f"The form has a field {strange[0]!r}", "", "Name the field of each file 'file'")
+            if not request.scope.get(TAIL, b"").rstrip().endswith(b"--"):
+                raise Refused(422, "The form is cut off", "It lacks its last boundary", "Send it whole")
             if not files:
                 raise Refused(422, "The form holds no file", "", "Send it as a file, in a field named 'file'")
             if len(files) > limits.files:
                 raise Refused(413, f"{len(files)} files came, and {limits.files} are the limit", "", "Send fewer")
             pixels = _pixels(modality, limits)
             return [Upload(file.filename or modality, await file.read(), pixels) for _, file in files]
+    except ClientDisconnect:
+        raise _gone() from None
     except HTTPException as error:
         raise Refused(422, "The form cannot be read", str(error.detail), "Send multipart/form-data") from None
+
+
+def _gone() -> Refused:
+    # Nobody reads the answer; the number is that of proxies, for the metrics.
+    return Refused(499, "The client went away")
 
 
 def _pixels(modality: str, limits: Limits) -> int | None:
@@ -131,7 +147,9 @@ def _wrong_type(kind: str, fix: str) -> Refused:
 
 
 class Gate:
-    """ASGI middleware: bounds each body while it comes, counts and times each request.
+    """ASGI middleware: bounds each body while it comes, and all that are held; counts and times each request.
+
+    A body counts as held until its request is answered, since its samples wait in memory until then.
 
     Args:
         app: the application behind it.
@@ -142,6 +160,7 @@ class Gate:
 
     def __init__(self, app: Any, limit: int, routes: frozenset[str], count: Any):
         self.app, self.limit, self.routes, self.count = app, limit, routes, count
+        self.held = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         from time import perf_counter
@@ -158,9 +177,15 @@ class Gate:
             if announced > self.limit:
                 raise self._too_large()
             message = await receive()
-            came += len(message.get("body", b""))
+            body = message.get("body", b"")
+            came += len(body)
+            self.held += len(body)
             if came > self.limit:
                 raise self._too_large()
+            if self.held > max(MAX_HELD, self.limit):
+                size = f"{(self.held - came) / (1 << 20):.0f} MiB of other requests wait already"
+                raise Refused(503, "The service is busy", size, "Try again in a while")
+            scope[TAIL] = (scope.get(TAIL, b"") + body)[-TAIL_BYTES:]
             return message
 
         async def noted(message: Any) -> None:
@@ -172,6 +197,7 @@ class Gate:
         try:
             await self.app(scope, bounded, noted)
         finally:
+            self.held -= came
             route = scope["path"] if scope["path"] in self.routes else "other"
             self.count(route, status, perf_counter() - started)
 

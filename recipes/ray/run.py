@@ -21,6 +21,7 @@ from dna_probe.engines import open_engine
 from dna_probe.images.layouts import read_images
 from dna_probe.images.probe_set import probe_set
 from dna_probe.location import layer_reading
+from dna_probe.storage import require_free
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--cores", type=int, help="so many workers on this machine; left out, see docs/scaling.md")
     parser.add_argument("--check", action="store_true", help="do the same in this process, and compare")
     given = parser.parse_args(arguments)
+    if given.out:
+        require_free(given.out)
 
     if given.cores:
         ray.init("local", num_cpus=given.cores, include_dashboard=False, log_to_driver=False)

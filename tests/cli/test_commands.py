@@ -42,6 +42,16 @@ def run(capsys, *arguments) -> tuple[int, str, str]:
     return status, out, err
 
 
+def test_brackets_in_names_are_no_markup(capsys, detector, data, tmp_path):
+    content = next(data.rglob("*.png")).read_bytes()
+    for name in ("photo [copy].png", "a[end].png"):
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "b[").mkdir()
+    (tmp_path / "b[" / "red].png").write_bytes(content)
+    status, text, _ = run(capsys, "predict", detector, tmp_path)
+    assert status == 0 and "photo [copy].png" in text and "a[end].png" in text and "b[/red].png" in text
+
+
 class TestLocate:
     def test_table_json_and_files(self, capsys, data, tmp_path):
         out = tmp_path / "locate"

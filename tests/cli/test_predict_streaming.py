@@ -174,6 +174,12 @@ class TestSources:
         give_on_stdin(monkeypatch, bytes(tmp_path) + b"/caf\xe9.png\n")
         assert self.told(capsys, saved, "-", status=0)[0]["path"] == str(odd)
 
+    def test_names_of_any_bytes_in_a_table_and_as_csv(self, capsysbinary, saved, files, tmp_path):
+        (tmp_path / "caf\udce9.png").write_bytes(files[0].read_bytes())
+        for form, name in (([], "caf\N{REPLACEMENT CHARACTER}.png".encode()), (["--csv"], b"/caf\xe9.png,")):
+            status, text, _ = run(capsysbinary, "predict", saved, tmp_path, *form)
+            assert status == 0 and name in text
+
     @pytest.mark.parametrize(
         ("paths", "stdin", "message"),
         [
@@ -184,12 +190,13 @@ class TestSources:
             (["empty.zip"], b"", "No images in empty.zip"),
         ],
     )
-    def test_what_yields_nothing_is_told(self, capsys, saved, monkeypatch, tmp_path, paths, stdin, message):
+    @pytest.mark.parametrize("form", ["--json", "--csv"])
+    def test_what_yields_nothing_is_told(self, capsys, saved, monkeypatch, tmp_path, paths, stdin, message, form):
         monkeypatch.chdir(tmp_path)
         Path("broken.zip").write_bytes(b"PK\3\4 no zip")
         zipfile.ZipFile("empty.zip", "w").close()
         give_on_stdin(monkeypatch, stdin)
-        status, out, err = run(capsys, "predict", saved, *paths, "--json")
+        status, out, err = run(capsys, "predict", saved, *paths, form)
         assert status == 2 and not out and message in err
 
 

@@ -5,6 +5,7 @@ import io
 import json
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from dna_probe.detector import Detector
 from dna_probe.errors import ArtefactError, BackboneError, DataError, DnaProbeError, NumericalError
 from dna_probe.exported import ExportedDetector
 from dna_probe.images.preprocessing import Preprocessing
+from dna_probe.images.sets import ImageSet
 from dna_probe.images.views import Equalisation
 
 from ..backbones.zoo import ConvModel
@@ -125,7 +127,7 @@ class TestOnnx:
         assert told["schema"] == "dna_probe.export/1" and told["path"] == str(path)
         assert (told["format"], told["precision"], told["size"]) == ("onnx", "float32", path.stat().st_size)
         found = told["agreement"]
-        assert found["images"] == 6 and found["equal_verdicts"] == 1 and found["max_difference"] < 1e-5
+        assert found["images"] == 8 and found["equal_verdicts"] == 1 and found["max_difference"] < 1e-5
         assert [entry.name for entry in path.parent.iterdir() if entry.name.startswith(".")] == []
 
     def test_the_graph_has_one_input_of_any_size_and_names_no_place(self, onnx_file):
@@ -139,7 +141,7 @@ class TestOnnx:
 
     def test_metadata(self, vit, exported):
         metadata = exported.metadata
-        assert metadata["schema"] == "dna_probe.exported/1" and metadata["agreement"]["images"] == 6
+        assert metadata["schema"] == "dna_probe.exported/1" and metadata["agreement"]["images"] == 8
         assert metadata["backbone"]["weight_hash"] == vit.backbone.weight_hash
         assert metadata["provenance"]["data"] == vit.provenance["data"]
         assert set(metadata["versions"]) >= {"dna-probe", "torch", "onnx", "onnxruntime", "pillow"}
@@ -286,18 +288,56 @@ class TestEightBits:
         gaps = small.predict_proba(odd[0][:30])[:, 1] - vit.predict_proba(odd[0][:30])[:, 1]
         assert np.abs(gaps).max() == pytest.approx(report.agreement.max_difference, abs=1e-6)
 
+    def test_the_command_prints_it(self, capsys, place, at_hand, odd):
+        at_hand()
+        arguments = ("export", place / "vit", "--out", place / "again.onnx", "--int8", "--agree", odd[0][9])
+        status, text, _ = run(capsys, *arguments, "--agree", odd[0][10])
+        text = " ".join(text.split())
+        assert status == 0 and "again.onnx: onnx, int8, " in text and "2 of the images given" in text
+        assert "equal verdicts" in text and "largest difference of a probability" in text
+        status, _, told = run(capsys, *arguments)
+        assert status == 2 and "again.onnx exists. It would be replaced" in told
+
+
+def spoil(model):
+    weights = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+    values = np.frombuffer(weights.raw_data, np.float32) * 1.5
+    weights.raw_data = values.astype(np.float32).tobytes()
+
+
+def edited(metadata, part, **changes) -> str:
+    return json.dumps(metadata | {part: metadata[part] | changes})
+
 
 class TestRefusals:
-    def test_a_file_that_disagrees_is_not_left(self, vit, place, at_hand):
-        def spoil(model):
-            weights = max(model.graph.initializer, key=lambda tensor: len(tensor.raw_data))
-            values = np.frombuffer(weights.raw_data, np.float32) * 1.5
-            weights.raw_data = values.astype(np.float32).tobytes()
+    def test_a_folder(self, vit):
+        with pytest.raises(ArtefactError, match=r"^\. is a folder\. A file is written"):
+            dna_probe.export(vit, ".", "onnx")
 
+    def test_an_infinite_unit_is_no_verdict(self, vit):
+        from dna_probe.exporting.graph import Classifier
+
+        units = torch.ones(2, len(vit.units))
+        units[1, 0] = torch.inf
+        assert Classifier(vit.anchor)(units).isfinite().tolist() == [True, False]
+
+    def test_a_set_lends_no_place_to_the_file(self, vit, place, at_hand, odd):
+        at_hand()
+        images = ImageSet(tuple(odd[0][9:11]), [0, 1], origin=str(place))
+        report = dna_probe.export(vit, place / "set.onnx", agree=images)
+        assert report.agreement.origin == "the images given" and str(place) not in repr(report.agreement)
+
+    def test_weights_of_8_bits_need_a_graph_that_is_right(self, vit, place, at_hand):
+        at_hand(spoil)
+        with pytest.raises(DnaProbeError, match="disagrees with the detector, and was not kept"):
+            dna_probe.export(vit, place / "wrong.onnx", int8=True)
+        assert not (place / "wrong.onnx").exists()
+
+    def test_a_file_that_disagrees_is_not_left(self, vit, place, at_hand):
         at_hand(spoil)
         (place / "kept.onnx").write_bytes(b"before")
         with pytest.raises(
-            DnaProbeError, match=r"disagrees with the detector, and was not kept\. On 6 images .* allowed"
+            DnaProbeError, match=r"disagrees with the detector, and was not kept\. On 8 images .* allowed"
         ):
             dna_probe.export(vit, place / "kept.onnx", overwrite=True)
         assert (place / "kept.onnx").read_bytes() == b"before"
@@ -376,7 +416,7 @@ class TestOpening:
     @pytest.mark.parametrize("content", [b"", b"no graph", b"PK\x03\x04" + bytes(90)], ids=["empty", "text", "zip"])
     def test_damaged(self, tmp_path, name, content):
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(ArtefactError, match=rf"{name} is damaged\. .* Copy or export it again"):
+        with pytest.raises(ArtefactError, match=rf"{name} is damaged.* Copy or export it again"):
             open_detector(tmp_path / name)
 
     def test_cut_in_half(self, tmp_path, onnx_file):
@@ -400,8 +440,11 @@ class TestOpening:
                 r"is damaged\. It lacks backbone, calib",
             ),
             (lambda metadata: json.dumps(metadata | {"calibration": {"steep": 1}}), "is damaged. TypeError"),
+            (lambda metadata: json.dumps(metadata | {"schema": "dna_probe.exported/²"}), "is damaged. Its metadata"),
+            (lambda metadata: edited(metadata, "calibration", threshold="x"), "is damaged. TypeError"),
+            (lambda metadata: edited(metadata, "preprocessing", input_size=["a", 3]), "is damaged. ValueError"),
         ],
-        ids=["none", "json", "schema", "newer", "lacks", "wrong"],
+        ids=["none", "json", "schema", "newer", "lacks", "wrong", "digit", "threshold", "size"],
     )
     def test_metadata_that_cannot_be_used(self, tmp_path, onnx_file, change, told):
         model = onnx.load(onnx_file[0])
@@ -412,6 +455,22 @@ class TestOpening:
         onnx.save(model, tmp_path / "a.onnx")
         with pytest.raises(ArtefactError, match=told):
             open_detector(tmp_path / "a.onnx")
+
+    @pytest.mark.parametrize("hidden", [("a/data/constants/opaque_obj_0", b""), ("a/x_config.json", b"custom_obj_1")])
+    def test_a_program_with_pickles_is_refused(self, tmp_path, hidden):
+        with zipfile.ZipFile(tmp_path / "a.pt2", "w") as archive:
+            archive.writestr(*hidden)
+        with pytest.raises(ArtefactError, match=r"holds Python objects\. Opening them could run any code"):
+            open_detector(tmp_path / "a.pt2")
+
+    def test_how_it_is_run(self, capsys, exported, onnx_file, odd, tmp_path):
+        with pytest.raises(DataError, match="batch_size must be at least 1, not 0"):
+            exported.judge([odd[0][0]], Options(batch_size=0))
+        with pytest.raises(DataError, match=r"takes images, not texts"):
+            exported.judge(ImageSet(("a text",), [0], modality="text"))
+        assert exported.judge(path for path in odd[0][9:11]) == exported.judge(odd[0][9:11])
+        status, _, told = run(capsys, "predict", onnx_file[0], odd[0][0], "--cache", tmp_path)
+        assert status == 2 and "has no features to keep. It is exported. Leave out --cache" in told
 
     def test_a_file_takes_neither_weights_nor_device(self, onnx_file):
         with pytest.raises(DnaProbeError, match="brings its weights along"):

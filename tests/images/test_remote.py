@@ -141,6 +141,14 @@ def test_a_driver_that_fails_makes_one_image_unreadable(monkeypatch):
         read_image(RemoteImage("s3://bucket/a.png"))
 
 
+def test_a_bomb_is_refused_before_it_is_unpacked(monkeypatch, tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", bytes(10_000))
+    monkeypatch.setattr("dna_probe.images.sources.MAX_BYTES", 1000)
+    with pytest.raises(UnreadableImage, match="larger than"):
+        read_image(RemoteImage(f"zip://a.png::file://{tmp_path}/bomb.zip"))
+
+
 def test_urls():
     assert is_url("s3://a/b") and is_url("zip://a::s3://b")
     assert not (is_url("a/b") or is_url("C:\\a") or is_url("archive.zip::a.png") or is_url(b"s3://a"))

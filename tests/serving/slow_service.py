@@ -24,7 +24,12 @@ class Slow:
 metrics = Metrics("1", "slow")
 batcher = Batcher(Slow(), max_batch=8, wait=0.01, observe=metrics.count_batch)
 listening = listen("127.0.0.1", 0)
-sys.stdout.write(f"{listening.getsockname()[1]}\n")
-sys.stdout.flush()
-run(create_application(Slow(), "1", batcher, metrics, Limits()), listening)
+
+
+def ready():
+    sys.stdout.write(f"{listening.getsockname()[1]}\n")
+    sys.stdout.flush()
+
+
+run(create_application(Slow(), "1", batcher, metrics, Limits()), listening, ready)
 sys.stdout.write("stopped\n")

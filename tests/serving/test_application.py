@@ -1,5 +1,7 @@
 """The routes in one process: other modalities, exported detectors, failures, and how the page is sent."""
 
+import asyncio
+
 import numpy as np
 import pytest
 
@@ -69,9 +71,53 @@ def test_texts_and_recordings_come_as_bodies_too(client, kind):
 
 def test_what_fails_inside_is_told_and_harms_no_neighbour(client):
     parts = [("file", ("a.png", b"x")), ("file", ("b.png", b"not finite"))]
-    answer = client.post("/predict/batch", files=parts)
-    assert answer.status_code == 500 and answer.json()["error"]["what"] == "A probability is not finite"
+    told = client.post("/predict/batch", files=parts).json()["predictions"]
+    assert told[0]["verdict"] and told[1]["error"].startswith("A probability is not finite")
+    answer = client.post("/predict", files={"file": ("b.png", b"not finite")})
+    assert answer.status_code == 422 and "A probability is not finite" in answer.json()["error"]["why"]
     assert client.post("/predict", files={"file": ("a.png", b"x")}).status_code == 200
+
+
+def test_a_form_that_is_cut_off_is_refused(client):
+    body = b"".join(
+        b'--x\r\nContent-Disposition: form-data; name="file"; filename="%d.png"\r\n\r\nfile\r\n' % i for i in range(2)
+    )
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    whole, cut = (client.post("/predict/batch", content=body + end, headers=headers) for end in (b"--x--\r\n", b""))
+    assert whole.status_code == 200 and len(whole.json()["predictions"]) == 2
+    assert cut.status_code == 422 and cut.json()["error"]["what"] == "The form is cut off"
+
+
+def test_bytes_of_all_requests_are_bounded(client, monkeypatch):
+    from dna_probe.serving import uploads
+
+    def send(count: int):
+        return client.post("/predict", content=bytes(count), headers={"content-type": "image/png"})
+
+    gate = client.app.middleware_stack
+    while not isinstance(gate, uploads.Gate):
+        gate = gate.app
+    monkeypatch.setattr(uploads, "MAX_HELD", 0)
+    monkeypatch.setattr(gate, "limit", 1000)
+    assert send(900).status_code == 200 and gate.held == 0
+    gate.held = 500
+    answer = send(900)
+    assert answer.status_code == 503 and answer.json()["error"]["what"] == "The service is busy"
+    assert gate.held == 500
+
+
+def test_a_client_that_goes_away_is_no_fault_of_the_service(client):
+    answers = []
+
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        answers.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/predict", "query_string": b"", "root_path": ""}
+    asyncio.run(client.app({**scope, "headers": [(b"content-type", b"image/png")]}, receive, send))
+    assert answers[0]["status"] == 499
 
 
 def test_once_closed_it_refuses(client):

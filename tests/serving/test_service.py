@@ -193,6 +193,7 @@ class TestWhatElseItTells:
         send(client, picture(0))
         send(client, b"no image")
         client.post("/predict/batch", files=[("file", ("a.png", picture(i))) for i in range(3)])
+        client.post("/explain", files={"file": ("a.png", picture(0))})
         client.get("/nowhere")
         after = self.read(client)
 
@@ -205,7 +206,8 @@ class TestWhatElseItTells:
         assert more('dna_probe_requests_total{route="other",status="404"}') == 1
         assert more('dna_probe_samples_total{verdict="unreadable"}') == 1
         assert sum(more(f'dna_probe_samples_total{{verdict="{v}"}}') for v in ("real", "fake", "unsure")) == 4
-        assert more("dna_probe_batch_size_sum") == 5 and 1 <= more("dna_probe_batch_size_count") <= 5
+        # What is explained runs once more, and is no other sample.
+        assert more("dna_probe_batch_size_sum") == 6 and 1 <= more("dna_probe_batch_size_count") <= 6
         assert more('dna_probe_request_seconds_count{route="/predict"}') == 2
         assert after["dna_probe_queue_length"] == 0
         assert not any(name.startswith("python_") for name in after)
@@ -263,7 +265,25 @@ def test_sigterm_loses_no_request():
         httpx.get(f"{url}/health")
 
 
+def test_a_signal_right_after_the_line_ends_it_well():
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).parent / "slow_service.py")], stdout=subprocess.PIPE, text=True
+    )
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0 and process.stdout.read() == "stopped\n"
+
+
 class TestCommand:
+    def test_a_host_that_is_no_name(self, folder, capsys):
+        assert main(["serve", str(folder), "--host", "a..b"]) == 2
+        assert "Nothing can listen on a..b" in capsys.readouterr().err
+
+    @pytest.mark.parametrize("limit", [("--max-pixels", "200000000"), ("--max-files", "5000")])
+    def test_limits_above_what_can_be_served(self, folder, capsys, limit):
+        assert main(["serve", str(folder), *limit]) == 2
+        assert "should be less than or equal to" in " ".join(capsys.readouterr().err.split())
+
     @pytest.fixture(autouse=True)
     def untrimmed(self, monkeypatch):
         monkeypatch.setattr(dna_probe.Detector, "compile", lambda self: self)
@@ -281,7 +301,7 @@ class TestCommand:
     def test_another_host_is_warned_of(self, folder, capsys, monkeypatch):
         from dna_probe.serving import server
 
-        monkeypatch.setattr(server, "run", lambda application, listening: listening.close())
+        monkeypatch.setattr(server, "run", lambda application, listening, ready: listening.close())
         assert main(["serve", str(folder), "--port", "0", "--host", "0.0.0.0"]) == 0
         assert "warning: 0.0.0.0 can be reached from other machines" in capsys.readouterr().err
         assert main(["serve", str(folder), "--port", "0"]) == 0
