@@ -346,6 +346,8 @@ def _name(source: Any, position: int, modality: str) -> str:
 def load(folder: str | Path, model: Any = None, weights: str | Path | None = None, device: str = "auto") -> Detector:
     """Read a detector that ``save`` wrote.
 
+    Where it was fitted on the ``factory`` of a Python file, that file is run: load detectors that you trust.
+
     Args:
         model: the backbone, where the detector was fitted on a module that cannot be rebuilt by name.
 

@@ -314,14 +314,14 @@ def statistics_for(model: str) -> dict[str, Way]:
 # What is measured
 
 
-def peers(models: Sequence[str], batch: int, rounds: int, kinds: Sequence[str] = ("", TRANSFORMERS)) -> Iterator[Block]:
-    """For each model, and the model of transformers of its size: captures, and statistics, of all sites."""
+def peers(models: Sequence[str], batch: int, rounds: int) -> Iterator[Block]:
+    """For each model, and the model of transformers of the first one's size: captures, and statistics, of all sites."""
     checked = {name: checks(name) for name in TOOLS}
     overwritten = {
         name: {"next module in place": told(partial(in_place, way, TOOLS.get(name)))}
         for name, way in statistics_for("").items()
     }
-    for model in [kind + name for name in models for kind in kinds]:
+    for model in [*models, TRANSFORMERS + models[0]]:
         captures = {name: tool.open for name, tool in tools_for(model).items()}
         shown_as = model.replace(TRANSFORMERS, "transformers ViTModel of the size of ")
         rows = compared(model, "capture", captures, RAW, batch, rounds)

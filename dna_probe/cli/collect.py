@@ -32,7 +32,6 @@ def collect(
     device: shared.Device = "auto",
     batch_size: shared.BatchSize = 16,
     workers: shared.Workers = 2,
-    precision: shared.Precision = "float32",
     overwrite: shared.Overwrite = False,
     quiet: shared.Quiet = False,
     json: shared.Json = False,
@@ -55,7 +54,7 @@ def collect(
             out,
             shard_size,
             dtype,
-            shared.make_options(batch_size, workers, None, quiet, precision=precision),
+            shared.make_options(batch_size, workers, None, quiet),
             overwrite=overwrite,
             say=lambda told: None if quiet else typer.echo(told, err=True),
         )

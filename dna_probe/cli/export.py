@@ -22,6 +22,9 @@ def export(
         list[str] | None,
         typer.Option(help="Images, folder or glob on which the file is compared with the detector; may be repeated."),
     ] = None,
+    tolerance: Annotated[
+        float, typer.Option(min=0, help="Largest difference of a probability for which the file is kept.")
+    ] = 1e-4,
     weights: shared.Weights = None,
     batch_size: shared.BatchSize = 16,
     workers: shared.Workers = 2,
@@ -44,6 +47,7 @@ def export(
         format_,
         int8=int8,
         agree=images,
+        tolerance=tolerance,
         overwrite=overwrite,
         options=shared.make_options(batch_size, workers, None, quiet),
     )

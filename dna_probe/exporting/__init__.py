@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from dna_probe.detector import Detector, Prediction
 
 SUFFIXES = {"onnx": ONNX, "torch-export": TORCH}
-# Largest difference of a probability for which a file is left.
+# Largest difference of a probability for which a file is left, unless another is asked for.
 TOLERANCE = 1e-4
 # Short side of the images on which a file is tried, and how many of the built-in photographs they are made from.
 _SIDES = (97, 224, 300, 411)
@@ -96,6 +96,7 @@ def export(
     *,
     int8: bool = False,
     agree: Any = None,
+    tolerance: float = TOLERANCE,
     overwrite: bool = False,
     options: Options | None = None,
 ) -> ExportReport:
@@ -110,11 +111,13 @@ def export(
         int8: weights of 8 bits (``onnx`` only): smaller and faster, and the probabilities move; by how much is
             measured, once the same graph with its weights in float32 has been found equal.
         agree: images to measure that on: paths, a folder, or whatever ``judge`` takes; None takes built-in ones.
+        tolerance: largest difference of a probability for which a file in float32 is kept. A backbone with jumps, such
+            as tables that activations are looked up in, turns another order of sums into another value: allow it more.
         overwrite: replace a file that is there.
 
     Raises:
-        DnaProbeError: not a detector of images, a file that exists, or one that disagrees by more than 1e-4 (which is
-            not left); an extra is not installed.
+        DnaProbeError: not a detector of images, a file that exists, or one that disagrees by more than the tolerance
+            (which is not left); an extra is not installed.
         BackboneError: the backbone cannot be traced.
     """
     path = Path(path)
@@ -136,7 +139,8 @@ def export(
     beside = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
     try:
         write_atomically(beside, write(metadata))
-        agreement = _require_equal(detector, ExportedDetector.open(beside), None if int8 else agree, options)
+        wanted = None if int8 else agree
+        agreement = _require_equal(detector, ExportedDetector.open(beside), wanted, tolerance, options)
         if int8:
             from dna_probe.exporting.quantisation import quantise
 
@@ -166,17 +170,19 @@ def trial_images() -> list[Image.Image]:
     return [*made, *(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for image in made[:2])]
 
 
-def _require_equal(detector: Detector, exported: ExportedDetector, agree: Any, options: Options | None) -> Agreement:
+def _require_equal(
+    detector: Detector, exported: ExportedDetector, agree: Any, tolerance: float, options: Options | None
+) -> Agreement:
     """The agreement of a file in float32 on the images asked for, or else on trial images.
 
     Raises:
         DnaProbeError: it disagrees with the detector, on trial images or on those asked for.
     """
     agreement = _compare(*_unequalised(detector, exported), trial_images(), "the built-in photographs", options)
-    _require_small(agreement)
+    _require_small(agreement, tolerance)
     if agree is not None:
         agreement = _compare(detector, exported, agree, _words(agree), options)
-        _require_small(agreement)
+        _require_small(agreement, tolerance)
     return agreement
 
 
@@ -200,13 +206,14 @@ def _compare(
     return Agreement.between(detector.judge(images, options), exported.judge(images, options), origin)
 
 
-def _require_small(agreement: Agreement) -> None:
-    if not agreement.max_difference <= TOLERANCE:
+def _require_small(agreement: Agreement, tolerance: float) -> None:
+    if not agreement.max_difference <= tolerance:
         raise DnaProbeError(
             "The exported graph disagrees with the detector, and was not kept",
             f"On {agreement.images} images of {agreement.origin} a probability differs by "
-            f"{agreement.max_difference:.1e}, and {TOLERANCE:g} is allowed",
-            "Use the detector itself, and report this with the name of its backbone",
+            f"{agreement.max_difference:.1e}, and {tolerance:g} is allowed",
+            "Where the backbone has jumps, as rounded or looked-up activations have, allow more with --tolerance; else "
+            "report this with its name",
         )
 
 

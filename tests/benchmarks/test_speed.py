@@ -2,6 +2,7 @@
 
 import json
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -44,7 +45,7 @@ def speed():
 
 
 def test_every_tool_gets_a_row_of_time_memory_and_rightness(speed):
-    captures, statistics = speed.peers.peers([speed.peers.TINY], 2, 1, kinds=[""])
+    captures, statistics = islice(speed.peers.peers([speed.peers.TINY], 2, 1), 2)
     found = {row[speed.peers.WHAT]: row for row in captures.rows}
     assert list(found) == [*speed.peers.TOOLS, "bare forward"]
     ours, unsafe = found["dna_probe `Backbone.capture`"], found["raw hooks that detach, no clone"]
@@ -54,6 +55,17 @@ def test_every_tool_gets_a_row_of_time_memory_and_rightness(speed):
     assert ours["fused attention on"] == unsafe["fused attention on"] == "yes"
     assert [row[speed.peers.WHAT] for row in statistics.rows][:2] == [speed.peers.OURS, speed.peers.FLOOR]
     assert all(float(row["largest difference"]) < 1e-5 for row in statistics.rows[:-1])
+    assert statistics.rows[0]["next module in place"] == "right"
+
+
+def test_what_is_asked_for_in_addition(speed, monkeypatch):
+    import torch
+
+    compile = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda module: compile(module, backend="eager"))
+    low, compiled = speed.run.on_request(speed.peers.TINY, 2, 1).rows
+    assert low["time / plain"] > 0 and compiled["time / plain"] > 0
+    assert 0.9 < low["median correlation"] <= 1 and compiled["lowest"] is None
 
 
 def test_a_tool_that_fails_is_a_result(speed):

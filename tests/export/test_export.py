@@ -341,6 +341,8 @@ class TestRefusals:
         ):
             dna_probe.export(vit, place / "kept.onnx", overwrite=True)
         assert (place / "kept.onnx").read_bytes() == b"before"
+        report = dna_probe.export(vit, place / "kept.onnx", tolerance=0.5, overwrite=True)
+        assert 1e-4 < report.agreement.max_difference < 0.5
         assert [entry for entry in place.iterdir() if entry.name.startswith(".")] == []
 
     @pytest.mark.parametrize(

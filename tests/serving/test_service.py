@@ -232,6 +232,16 @@ class TestWhatElseItTells:
         json.dumps(answer, allow_nan=False)
 
 
+def test_the_benchmark_asks_all_at_once(service, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "benchmarks")
+    import serving as benchmark
+
+    images = [benchmark.photograph(number) for number in range(3)]
+    assert benchmark.seconds_of_batch(service, images) > 0
+    waited, failed = benchmark.under_load(service, [*images, b"no image"], 2)
+    assert len(waited) == 8 and failed == 2
+
+
 def test_sigterm_loses_no_request():
     """When the signal comes, requests are in a batch, queued, and on their way."""
     process = subprocess.Popen(
