@@ -285,6 +285,14 @@ def test_a_signal_right_after_the_line_ends_it_well():
 
 
 class TestCommand:
+    def test_its_limits_are_those_behind_it(self):
+        """Written out in the command, so that asking for help imports neither."""
+        from dna_probe.images import reading
+        from dna_probe.serving import batching
+
+        command = sys.modules["dna_probe.cli.serve"]
+        assert (command.MAX_PIXELS, command.MAX_FILES) == (reading.MAX_PIXELS, batching.MAX_WAITING)
+
     def test_a_host_that_is_no_name(self, folder, capsys):
         assert main(["serve", str(folder), "--host", "a..b"]) == 2
         assert "Nothing can listen on a..b" in capsys.readouterr().err
